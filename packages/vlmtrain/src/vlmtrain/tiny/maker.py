@@ -1,0 +1,63 @@
+"""`make_tiny`: build a family's tiny model and write it to a folder."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from pathlib import Path
+from typing import Any
+
+from vlmdata.errors import ConfigError, ResourceError
+from vlmtrain.tiny.options import TinyOptions
+
+__all__ = ["TINY_FAMILIES", "make_tiny"]
+
+BUILDERS = {
+    "qwen2.5-vl": ("vlmtrain.tiny.qwen", "build_qwen2_5_vl"),
+}
+"""Where each family is built: module and function, imported when asked for (transformers takes seconds)."""
+
+TINY_FAMILIES: tuple[str, ...] = tuple(BUILDERS)
+"""The families that `make_tiny` knows."""
+
+
+def make_tiny(family: str, out: Path, **sizes: Any) -> Path:
+    """Write a tiny randomly initialised model with its processor to a folder; nothing is downloaded.
+
+    Args:
+        family: One of `TINY_FAMILIES`.
+        out: Folder to write; made if it is not there, files of an earlier model in it are replaced.
+        **sizes: Fields of `TinyOptions`, such as `hidden_size=160` or `seed=0`.
+
+    Returns:
+        `out`. `AutoProcessor` and `AutoModelForImageTextToText` load it.
+
+    Raises:
+        ConfigError: The family is unknown, or a size is unknown or does not fit.
+        ResourceError: The folder cannot be written.
+    """
+    if family not in BUILDERS:
+        near = difflib.get_close_matches(family.lower(), BUILDERS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"unknown family {family!r}: {hint}known are {', '.join(BUILDERS)}")
+    unknown = sorted(set(sizes) - set(TinyOptions.__dataclass_fields__))
+    if unknown:
+        raise ConfigError(
+            f"unknown size {', '.join(map(repr, unknown))}: known are {', '.join(TinyOptions.__dataclass_fields__)}"
+        )
+    options = TinyOptions(**sizes)
+
+    import torch
+
+    module, function = BUILDERS[family]
+    # The weights depend on the seed alone, and the caller's random state is left as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        model, processor = getattr(importlib.import_module(module), function)(options)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(out)
+        processor.save_pretrained(out)
+    except OSError as error:
+        raise ResourceError(f"cannot write the model to {out}: {error.strerror or error}") from error
+    return out
