@@ -2,8 +2,8 @@
 
     families → qwen │ … → vocabulary, templates → corpus
 
-A tiny model has the real classes, module names, processor, special tokens and chat template of its family; only the sizes and the
-weights differ. Heavy imports wait until `make_tiny` is called.
+A tiny model has the real classes, module names, processor, special tokens and chat template of its family; only the
+sizes and the weights differ. Heavy imports wait until `make_tiny` is called.
 """
 
 from __future__ import annotations

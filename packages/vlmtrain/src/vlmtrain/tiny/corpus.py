@@ -1,7 +1,7 @@
 """The text that the tiny vocabularies are trained on, written for this purpose.
 
-It leans on what vision-language sets are made of: questions about pictures, short answers, documents, numbers, JSON, LaTeX and
-some words of other scripts. What it lacks is still encoded, byte by byte.
+It leans on what vision-language sets are made of: questions about pictures, short answers, documents, numbers, JSON,
+LaTeX and some words of other scripts. What it lacks is still encoded, byte by byte.
 """
 
 from __future__ import annotations
@@ -14,22 +14,29 @@ CORPUS: tuple[str, ...] = (
     "How many people are in the picture? There are two people in the picture. Is there a dog in the image? Yes. No.",
     "What colour is the car on the left? The car on the left is red, and the car on the right is blue.",
     "Read the text in the image. Transcribe the handwriting. Write the formula as LaTeX. Extract the table as JSON.",
-    "Is the sentence true or false for this picture? True. False. The statement is correct. The statement is not correct.",
+    "Is the sentence true or false for this picture? True. False. The statement is correct."
+    " The statement is not correct.",
     "The left box has exactly two black squares and one yellow circle. There is a tower with three blocks.",
     "zero one two three four five six seven eight nine ten eleven twelve twenty thirty hundred thousand million",
     "red orange yellow green blue purple pink brown black white grey light dark small large round square long short",
     "shirt dress trousers pullover coat jacket sandal sneaker boot shoe hat bag skirt shorts top outwear polo blouse",
     "dog cat horse bird cow sheep elephant bear zebra person man woman child boy girl car bus truck train boat bicycle",
     "table chair bed window door wall floor street road house tree grass sky water river mountain beach field garden",
-    "above below left right behind in front of next to between on under inside outside near far from the top of the bottom",
+    "above below left right behind in front of next to between on under inside outside near"
+    " far from the top of the bottom",
     "The patient shows no sign of a fracture. Findings: the lungs are clear. Impression: normal chest radiograph.",
-    "Invoice number, date, amount, total, subtotal, tax, due date, customer, address, quantity, unit price, payment terms.",
-    '{"name": "value", "total": 12.50, "date": "2024-01-31", "items": [{"label": "tea", "price": 3.20, "quantity": 2}]}',
+    "Invoice number, date, amount, total, subtotal, tax, due date, customer, address,"
+    " quantity, unit price, payment terms.",
+    '{"name": "value", "total": 12.50, "date": "2024-01-31", "items": [{"label": "tea",'
+    ' "price": 3.20, "quantity": 2}]}',
     '{"bbox_2d": [10, 20, 110, 220], "label": "person"}, {"bbox_2d": [0, 0, 640, 480], "label": "background"}',
-    r"\frac{1}{2} \sum_{i=1}^{n} x_i \int_{0}^{1} f(x) dx \alpha \beta \gamma \delta \Delta \lambda \sqrt{x} \left( \right)",
-    r"a^{2} + b^{2} = c^{2}, \begin{matrix} 1 & 0 \\ 0 & 1 \end{matrix}, \mathrm{d}x, \partial, \infty, \leq, \geq, \cdot",
+    r"\frac{1}{2} \sum_{i=1}^{n} x_i \int_{0}^{1} f(x) dx \alpha \beta \gamma \delta \Delta"
+    r" \lambda \sqrt{x} \left( \right)",
+    r"a^{2} + b^{2} = c^{2}, \begin{matrix} 1 & 0 \\ 0 & 1 \end{matrix}, \mathrm{d}x, \partial,"
+    r" \infty, \leq, \geq, \cdot",
     "You are a helpful assistant. You are an expert radiographer. Describe accurately what you see in this image.",
-    "The chart shows the share of the population by year. The value for 2015 is 42%, which is higher than the value for 2010.",
+    "The chart shows the share of the population by year. The value for 2015 is 42%, which is"
+    " higher than the value for 2010.",
     "What is the title of this page? What does the sign say? Who wrote this letter? When was it written? Where is it?",
     "A photograph of a quiet street in the evening, with a row of parked cars and the light of a shop on the corner.",
     "A man is riding a horse along the beach while another man walks behind him with a small dog on a lead.",

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from tokenizers import AddedToken
-from transformers import (
-    PreTrainedModel,
-    ProcessorMixin,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2Tokenizer,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-)
+from typing import Any
 
-from vlmtrain.tiny.options import HEAD_SIZE, TinyOptions
+from tokenizers import AddedToken
+
+from vlmtrain.tiny.huggingface import transformers
+from vlmtrain.tiny.options import TinyOptions
 from vlmtrain.tiny.templates import read_trl_template
 from vlmtrain.tiny.vocabulary import train_bpe
 
@@ -42,12 +35,12 @@ MROPE_SECTION = [4, 6, 6]
 """Rotary frequencies for time, height and width: the real 16, 24, 24 of a 128-channel head, at 32 channels."""
 
 
-def _build_tokenizer(options: TinyOptions) -> Qwen2Tokenizer:
+def _build_tokenizer(options: TinyOptions) -> Any:
     """Return a tokenizer of the real class: text is normalised to NFC, digits are single tokens."""
     vocab, merges = train_bpe(options.vocab_size)
     for token in SPECIAL_TOKENS:
         vocab[token] = len(vocab)
-    tokenizer = Qwen2Tokenizer(
+    tokenizer = transformers.Qwen2Tokenizer(
         vocab=vocab,
         merges=merges,
         unk_token=None,
@@ -60,7 +53,7 @@ def _build_tokenizer(options: TinyOptions) -> Qwen2Tokenizer:
     return tokenizer
 
 
-def _token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
+def _token_ids(tokenizer: Any) -> dict[str, int]:
     ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
     return {
         "image_token_id": ids["<|image_pad|>"],
@@ -70,7 +63,7 @@ def _token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
     }
 
 
-def _text_config(options: TinyOptions, tokenizer: Qwen2Tokenizer) -> dict[str, object]:
+def _text_config(options: TinyOptions, tokenizer: Any) -> dict[str, object]:
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": options.hidden_size,
@@ -87,18 +80,18 @@ def _text_config(options: TinyOptions, tokenizer: Qwen2Tokenizer) -> dict[str, o
     }
 
 
-def _set_generation(model: PreTrainedModel, tokenizer: Qwen2Tokenizer) -> None:
+def _set_generation(model: Any, tokenizer: Any) -> None:
     """Stop at either end token, as the real generation_config.json does; greedy, which leaves no sampling to chance."""
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.pad_token_id
 
 
-def build_qwen2_5_vl(options: TinyOptions) -> tuple[PreTrainedModel, ProcessorMixin]:
+def build_qwen2_5_vl(options: TinyOptions) -> tuple[Any, Any]:
     """Build a Qwen2.5-VL: windowed vision attention except in the last layer, multimodal rotary positions."""
     tokenizer = _build_tokenizer(options)
     patch_size = options.patch_size or 14
-    config = Qwen2_5_VLConfig(
+    config = transformers.Qwen2_5_VLConfig(
         text_config=_text_config(options, tokenizer),
         vision_config={
             "depth": options.vision_layers,
@@ -114,13 +107,13 @@ def build_qwen2_5_vl(options: TinyOptions) -> tuple[PreTrainedModel, ProcessorMi
         tie_word_embeddings=False,
         **_token_ids(tokenizer),
     )
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model = transformers.Qwen2_5_VLForConditionalGeneration(config)
     _set_generation(model, tokenizer)
     sizes = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16384 * 28 * 28}
-    processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(patch_size=patch_size, size=sizes),
+    processor = transformers.Qwen2_5_VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(patch_size=patch_size, size=sizes),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(patch_size=patch_size),
+        video_processor=transformers.Qwen2VLVideoProcessor(patch_size=patch_size),
         chat_template=read_trl_template("qwen2_5_vl"),
     )
     return model, processor
