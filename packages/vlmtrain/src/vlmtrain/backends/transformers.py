@@ -1,0 +1,153 @@
+"""The reference backend: transformers, peft and trl as they are. Runs on a CPU too, and is the oracle for Unsloth's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vlmdata.errors import ConfigError, ResourceError
+from vlmtrain.chat import ChatFormat
+from vlmtrain.config import AdapterConfig, FitConfig
+from vlmtrain.layers import adapter_targets
+from vlmtrain.loaded import LoadedModel
+from vlmtrain.source import ModelSource
+
+__all__ = [
+    "NAME",
+    "add_adapter",
+    "checkpointing_arguments",
+    "load_model",
+    "make_collator",
+    "prepare_inference",
+    "save_merged",
+    "trainer_class",
+]
+
+NAME = "transformers"
+
+# Unsloth leaves the same parts unquantised, so that both backends train on the same weights.
+_NOT_QUANTISED = ["lm_head", "visual", "vision_tower", "vision_model", "merger", "multi_modal_projector"]
+
+
+def load_model(
+    source: ModelSource, *, load_in: str, max_length: int | None, method: str, trust_remote_code: bool
+) -> LoadedModel:
+    """Loads weights, adapter and processor; see `vlmtrain.backends.Backend`."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+
+    del max_length, method  # only Unsloth wants to know them when it loads
+    on_gpu = torch.cuda.is_available()
+    dtype = activation_dtype(load_in)
+    arguments: dict[str, Any] = {"dtype": dtype, "revision": source.revision, "trust_remote_code": trust_remote_code}
+    if load_in in ("4bit", "8bit") and "quantization_config" not in source.config:
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=load_in == "4bit",
+            load_in_8bit=load_in == "8bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=_NOT_QUANTISED,
+        )
+    if on_gpu:
+        arguments["device_map"] = {"": torch.cuda.current_device()}
+    try:
+        processor = AutoProcessor.from_pretrained(source.processor, trust_remote_code=trust_remote_code)
+        model = AutoModelForImageTextToText.from_pretrained(source.name, **arguments)
+    except torch.cuda.OutOfMemoryError as error:
+        raise ResourceError(f"{source.name}: the GPU has no room for the weights in {load_in}; try --load-in 4bit") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{source.name}: cannot be loaded: {' '.join(str(error).split())}") from error
+    if source.adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(source.adapter), is_trainable=True)
+    return LoadedModel(model=model, processor=processor, source=source, backend=NAME, load_in=load_in, dtype=dtype)
+
+
+def activation_dtype(load_in: str) -> Any:
+    """The torch dtype that goes with a precision here: bfloat16 where the device has it, else float16."""
+    import torch
+
+    if load_in == "32bit":
+        return torch.float32
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return torch.bfloat16
+
+
+def add_adapter(loaded: LoadedModel, config: AdapterConfig, *, checkpointing: str, seed: int) -> None:
+    """Puts fresh LoRA adapters on the chosen layers; see `vlmtrain.backends.Backend`."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    del checkpointing
+    set_seed(seed)
+    lora = LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        target_modules=adapter_targets(loaded.model, config),
+        task_type="CAUSAL_LM",
+    )
+    loaded.model = get_peft_model(loaded.model, lora)
+
+
+def make_collator(
+    loaded: LoadedModel, chat: ChatFormat, *, max_length: int, last_turn_only: bool
+) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    """Makes the collator; see `vlmtrain.backends.Backend`. Rows above `max_length` never get here."""
+    from vlmtrain.collator import VisionCollator
+
+    del max_length
+    return VisionCollator(chat, dtype=loaded.dtype, last_turn_only=last_turn_only)
+
+
+def trainer_class() -> type:
+    """trl's SFTTrainer with the plain cross-entropy of the model itself."""
+    from transformers import Trainer
+    from trl import SFTTrainer
+
+    class ReferenceTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
+        """trl computes its loss with a Triton kernel, which a CPU cannot run; transformers' own is the reference."""
+
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            """The model's loss over the supervised tokens of the whole batch."""
+            return Trainer.compute_loss(self, *args, **kwargs)
+
+        def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+            """The same for evaluation."""
+            return Trainer.prediction_step(self, *args, **kwargs)
+
+    return ReferenceTrainer
+
+
+def checkpointing_arguments(config: FitConfig) -> dict[str, Any]:
+    """Arguments of SFTConfig; see `vlmtrain.backends.Backend`."""
+    import torch
+
+    choice = config.optimizer.gradient_checkpointing
+    on = choice == "on" or (choice == "auto" and torch.cuda.is_available())
+    return {
+        "gradient_checkpointing": on,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if on else None,
+    }
+
+
+def prepare_inference(loaded: LoadedModel) -> None:
+    """Switches to evaluation mode; see `vlmtrain.backends.Backend`."""
+    loaded.model.eval()
+
+
+def save_merged(loaded: LoadedModel, out: Path) -> None:
+    """Writes the whole model in 16 bit; see `vlmtrain.backends.Backend`."""
+    import torch
+
+    model = loaded.model
+    if loaded.source.adapter is not None:
+        model = model.merge_and_unload(safe_merge=True)
+    model.to(torch.bfloat16)
+    model.save_pretrained(out)
+    loaded.processor.save_pretrained(out)

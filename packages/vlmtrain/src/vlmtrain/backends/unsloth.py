@@ -1,0 +1,160 @@
+"""The fast backend: Unsloth's FastVisionModel. The only module that imports unsloth, and it does so first.
+
+Unsloth patches transformers, trl and peft when it is imported, so nothing of these may have been loaded before this
+module. What its defaults would do in silence (resize pictures, train on prompts, cut rows) is set here by hand.
+"""
+
+# The order of these statements matters: settings, then unsloth, then everything else.
+# ruff: noqa: E402, I001
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it would connect out, and shorten every socket's timeout
+os.environ.setdefault("UNSLOTH_DISABLE_LLM_COMPRESSOR_AUTOINSTALL", "1")  # exports never install packages
+os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")  # nor compile llama.cpp
+os.environ.setdefault(  # else it writes a folder into the working directory
+    "UNSLOTH_COMPILE_LOCATION", os.path.join(tempfile.gettempdir(), f"vlmtrain-unsloth-{os.getuid()}")
+)
+
+import unsloth
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vlmdata.errors import ConfigError, ResourceError
+from vlmtrain.chat import ChatFormat
+from vlmtrain.config import AdapterConfig, FitConfig
+from vlmtrain.loaded import LoadedModel
+from vlmtrain.source import ModelSource
+
+__all__ = [
+    "NAME",
+    "add_adapter",
+    "checkpointing_arguments",
+    "load_model",
+    "make_collator",
+    "prepare_inference",
+    "save_merged",
+    "trainer_class",
+]
+
+NAME = "unsloth"
+
+
+def load_model(
+    source: ModelSource, *, load_in: str, max_length: int | None, method: str, trust_remote_code: bool
+) -> LoadedModel:
+    """Loads weights, adapter and processor; see `vlmtrain.backends.Backend`."""
+    import torch
+    from transformers import AutoProcessor
+
+    full = method == "full"
+    arguments: dict[str, Any] = {
+        "model_name": str(source.adapter or source.name),
+        "max_seq_length": max_length or 2048,
+        "load_in_4bit": load_in == "4bit",
+        "load_in_8bit": load_in == "8bit",
+        "load_in_16bit": load_in == "16bit" and not full,
+        "full_finetuning": full,
+        "trust_remote_code": trust_remote_code,
+    }
+    if load_in == "32bit":
+        arguments["dtype"] = torch.float32
+        if full:
+            # master weights in float32, products in bfloat16
+            arguments |= {"dtype": None, "float32_mixed_precision": True}
+    if source.revision is not None and source.adapter is None:
+        arguments["revision"] = source.revision
+    try:
+        model, _ = unsloth.FastVisionModel.from_pretrained(**arguments)
+        # Unsloth's own choice of processor falls back to a bare tokenizer in silence.
+        processor = AutoProcessor.from_pretrained(source.processor, trust_remote_code=trust_remote_code)
+    except torch.cuda.OutOfMemoryError as error:
+        raise ResourceError(f"{source.name}: the GPU has no room for the weights in {load_in}; try --load-in 4bit") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{source.name}: cannot be loaded: {' '.join(str(error).split())}") from error
+    return LoadedModel(
+        model=model, processor=processor, source=source, backend=NAME, load_in=load_in, dtype=model.dtype
+    )
+
+
+def add_adapter(loaded: LoadedModel, config: AdapterConfig, *, checkpointing: str, seed: int) -> None:
+    """Puts fresh LoRA adapters on the chosen layers; see `vlmtrain.backends.Backend`."""
+    arguments: dict[str, Any] = {
+        "r": config.r,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.rslora,
+        "finetune_vision_layers": config.finetune_vision_layers,
+        "finetune_language_layers": config.finetune_language_layers,
+        "finetune_attention_modules": config.finetune_attention_modules,
+        "finetune_mlp_modules": config.finetune_mlp_modules,
+        "use_gradient_checkpointing": {"auto": "unsloth", "on": True, "off": False}.get(checkpointing, checkpointing),
+        "random_state": seed,
+    }
+    if config.targets == "all-linear":
+        arguments["target_modules"] = "all-linear"
+    _refuse_unknown(unsloth.FastVisionModel.get_peft_model, arguments)
+    loaded.model = unsloth.FastVisionModel.get_peft_model(loaded.model, **arguments)
+
+
+def make_collator(
+    loaded: LoadedModel, chat: ChatFormat, *, max_length: int, last_turn_only: bool
+) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    """Makes Unsloth's collator without its resizing and with loss on answers only; see `vlmtrain.backends.Backend`."""
+    from unsloth.trainer import UnslothVisionDataCollator
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]] = UnslothVisionDataCollator(
+        loaded.model,
+        loaded.processor,
+        max_seq_length=max_length,
+        resize="max",  # its name for leaving pictures as they are
+        train_on_responses_only=True,
+        instruction_part=chat.markers.instruction_part,
+        response_part=chat.markers.response_part,
+        last_response_only=last_turn_only,
+    )
+    return collator
+
+
+def trainer_class() -> type:
+    """trl's SFTTrainer as Unsloth has patched it."""
+    from trl import SFTTrainer
+
+    unsloth.FastVisionModel  # noqa: B018  # the patch is in place because unsloth was imported above
+    trainer: type = SFTTrainer
+    return trainer
+
+
+def checkpointing_arguments(config: FitConfig) -> dict[str, Any]:
+    """Arguments of SFTConfig; see `vlmtrain.backends.Backend`. The model was given its own choice when it was loaded."""
+    return {"gradient_checkpointing": config.optimizer.gradient_checkpointing != "off"}
+
+
+def prepare_inference(loaded: LoadedModel) -> None:
+    """Switches to Unsloth's generation mode; see `vlmtrain.backends.Backend`."""
+    unsloth.FastVisionModel.for_inference(loaded.model)
+
+
+def save_merged(loaded: LoadedModel, out: Path) -> None:
+    """Writes the whole model in 16 bit; see `vlmtrain.backends.Backend`."""
+    if loaded.source.adapter is None:
+        import torch
+
+        loaded.model.to(torch.bfloat16).save_pretrained(out)
+        loaded.processor.save_pretrained(out)
+        return
+    loaded.model.save_pretrained_merged(str(out.resolve()), loaded.processor, save_method="merged_16bit")
+    loaded.processor.save_pretrained(out)
+
+
+def _refuse_unknown(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    # Unsloth ignores keyword arguments that it does not know; a renamed one must not pass unseen.
+    unknown = sorted(set(arguments) - set(inspect.signature(function).parameters))
+    if unknown:
+        raise ConfigError(f"this version of unsloth does not know the arguments {', '.join(unknown)} of get_peft_model")

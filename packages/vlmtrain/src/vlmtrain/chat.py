@@ -1,0 +1,225 @@
+"""Conversations through a model's own chat template, and the marks by which its turns are told apart.
+
+A row's messages go through the processor's template as they are; what differs between families is only the form in
+which a template takes an assistant's text (a list of parts, or one string), which is found out by rendering a probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlmdata.errors import ConfigError
+from vlmtrain.masks import MaskRules
+
+__all__ = ["ChatFormat", "Markers", "read_chat_format"]
+
+Message = Mapping[str, Any]
+
+_PROBE_QUESTION = "probe-question-5e1"
+_PROBE_ANSWER = "probe-answer-7c2"
+# Tokens that stand for an image in one family or another; those that a tokenizer does not have are left out.
+_IMAGE_TOKENS = (
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image|>",
+    "<image>",
+    "<image_soft_token>",
+    "<start_of_image>",
+    "<end_of_image>",
+    "[IMG]",
+    "[IMG_BREAK]",
+    "[IMG_END]",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Markers:
+    """The text with which a template opens a turn."""
+
+    instruction_part: str
+    """Opens a user's turn, such as `<|im_start|>user` and a line break."""
+    response_part: str
+    """Opens an assistant's turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatFormat:
+    """How one processor writes a conversation, and which of its tokens carry loss."""
+
+    processor: Any
+    """A transformers processor with an image processor, a tokenizer and a chat template."""
+    markers: Markers
+    """The texts that open the turns."""
+    rules: MaskRules
+    """The same and the special tokens, as token ids."""
+    stop_ids: frozenset[int]
+    """At these ids the model's generation stops."""
+    assistant_text_only: bool
+    """The template takes an assistant's content as one string, not as a list of parts."""
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        """The text of a conversation, with the processor's placeholder for each image."""
+        return _apply_template(
+            self.processor,
+            clean_messages(messages, assistant_text_only=self.assistant_text_only),
+            add_generation_prompt=add_generation_prompt,
+        )
+
+
+def clean_messages(messages: Sequence[Message], *, assistant_text_only: bool) -> list[dict[str, Any]]:
+    """Messages as templates expect them: no null fields that Arrow's unified structs brought in.
+
+    Args:
+        messages: `{role, content: [{type, text}]}` as stored in the shards.
+        assistant_text_only: Join an assistant's text parts into one string.
+    """
+    cleaned: list[dict[str, Any]] = []
+    for message in messages:
+        parts = [{k: v for k, v in part.items() if v is not None} for part in message["content"]]
+        content: Any = parts
+        if assistant_text_only and message["role"] == "assistant":
+            content = "".join(part.get("text", "") for part in parts)
+        cleaned.append({"role": message["role"], "content": content})
+    return cleaned
+
+
+def read_chat_format(
+    processor: Any,
+    *,
+    family_markers: Markers | None,
+    instruction_part: str | None = None,
+    response_part: str | None = None,
+    generation_stop_ids: Sequence[int] = (),
+) -> ChatFormat:
+    """Finds out how `processor` writes a conversation, and checks the markers on a rendered one.
+
+    Args:
+        processor: A transformers processor.
+        family_markers: The markers of the model's family, if it is a known one.
+        instruction_part: The user's words for the user marker; wins over the family's.
+        response_part: The same for the assistant's marker.
+        generation_stop_ids: `eos_token_id` of the model's generation config.
+
+    Raises:
+        ConfigError: The processor has no image processor or template, or the markers are unknown or do not
+            occur in what it renders.
+    """
+    _check_processor(processor)
+    text_only = _takes_only_text(processor)
+    markers = _choose_markers(family_markers, instruction_part, response_part)
+    conversation = _probe_conversation(text_only=text_only)
+    text = _apply_template(processor, conversation, add_generation_prompt=False)
+    problems = [
+        f"the {role}'s marker {marker!r} does not occur in the text that the model's template renders: {text!r}; "
+        f"pass --{option}"
+        for role, marker, option in (
+            ("user", markers.instruction_part, "instruction-part"),
+            ("assistant", markers.response_part, "response-part"),
+        )
+        if text.count(marker) < 2
+    ]
+    if problems:
+        raise ConfigError(problems)
+    tokenizer = processor.tokenizer
+    stop_ids = frozenset(generation_stop_ids) or frozenset(i for i in (tokenizer.eos_token_id,) if i is not None)
+    return ChatFormat(
+        processor=processor,
+        markers=markers,
+        rules=_mask_rules(tokenizer, markers),
+        stop_ids=stop_ids,
+        assistant_text_only=text_only,
+    )
+
+
+def _check_processor(processor: Any) -> None:
+    if getattr(processor, "image_processor", None) is None:
+        raise ConfigError(
+            "the model's folder has no image processor (preprocessor_config.json or processor_config.json): "
+            "a bare tokenizer cannot take pictures"
+        )
+    if getattr(processor, "chat_template", None) is None:
+        raise ConfigError("the model's processor has no chat template; use the instruction-tuned variant of the model")
+
+
+def _choose_markers(family: Markers | None, instruction_part: str | None, response_part: str | None) -> Markers:
+    if instruction_part and response_part:
+        return Markers(instruction_part=_unescape(instruction_part), response_part=_unescape(response_part))
+    if instruction_part or response_part:
+        raise ConfigError("--instruction-part and --response-part go together: pass both or neither")
+    if family is None:
+        raise ConfigError(
+            "the model's family is unknown, so its turn markers are too: pass --instruction-part and --response-part, "
+            "the texts with which its template opens a user's and an assistant's turn"
+        )
+    return family
+
+
+def _unescape(marker: str) -> str:
+    # A shell passes backslash-n as two characters, and nearly every marker ends in a line break.
+    return marker.replace("\\n", "\n")
+
+
+def _probe_conversation(*, text_only: bool) -> list[dict[str, Any]]:
+    def turn(role: str, text: str) -> dict[str, Any]:
+        as_string = text_only and role == "assistant"
+        return {"role": role, "content": text if as_string else [{"type": "text", "text": text}]}
+
+    return [
+        turn("user", _PROBE_QUESTION),
+        turn("assistant", _PROBE_ANSWER),
+        turn("user", _PROBE_QUESTION),
+        turn("assistant", _PROBE_ANSWER),
+    ]
+
+
+def _takes_only_text(processor: Any) -> bool:
+    """Whether the template drops, refuses or misprints an assistant's list of parts."""
+    # Templates are programs of their own, and one that cannot take the list form raises whatever its author chose;
+    # the string form is then tried, and what that raises is not caught.
+    try:
+        text = _apply_template(processor, _probe_conversation(text_only=False), add_generation_prompt=False)
+    except Exception:
+        text = ""
+    # A template that prints the Python list shows its quoted key.
+    if text.count(_PROBE_ANSWER) == 2 and "'type'" not in text:
+        return False
+    text = _apply_template(processor, _probe_conversation(text_only=True), add_generation_prompt=False)
+    if text.count(_PROBE_ANSWER) != 2:
+        raise ConfigError(f"the model's chat template drops the assistant's answers: it renders {text!r}")
+    return True
+
+
+def _apply_template(processor: Any, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
+    return str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+
+
+def _mask_rules(tokenizer: Any, markers: Markers) -> MaskRules:
+    def token_ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    instruction_ids = token_ids(markers.instruction_part)
+    response_ids = token_ids(markers.response_part)
+    special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    shared: list[int] = []
+    for left, right in zip(instruction_ids, response_ids, strict=False):
+        # Plain text that both markers begin with could stand in an answer; a special token cannot.
+        if left != right or left not in special_ids:
+            break
+        shared.append(left)
+    vocabulary = tokenizer.get_vocab()
+    image_tokens = [*_IMAGE_TOKENS, getattr(tokenizer, "image_token", None)]
+    never_ids = {vocabulary[token] for token in image_tokens if token in vocabulary}
+    if tokenizer.pad_token_id is not None:
+        never_ids.add(tokenizer.pad_token_id)
+    return MaskRules(
+        response_ids=response_ids,
+        instruction_ids=instruction_ids,
+        stop_ids=frozenset(i for i in (tokenizer.eos_token_id,) if i is not None),
+        turn_ids=tuple(shared),
+        never_ids=frozenset(never_ids),
+        bos_id=tokenizer.bos_token_id,
+    )

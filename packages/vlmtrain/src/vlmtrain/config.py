@@ -1,0 +1,280 @@
+"""Every setting of a run: sections of plain fields that are at once CLI options, YAML keys and the Python API.
+
+The sections share one flat namespace: `max_steps` is `--max-steps` and `max_steps:`. A value given on the command
+line wins over the config file, which wins over the preset, which wins over the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vlmdata.errors import ConfigError
+from vlmdata.options import build_section, flatten
+
+__all__ = [
+    "SECTIONS",
+    "AdapterConfig",
+    "DataConfig",
+    "FitConfig",
+    "LoadIn",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RunConfig",
+]
+
+BackendName = Literal["auto", "unsloth", "transformers"]
+LoadIn = Literal["auto", "4bit", "8bit", "16bit", "32bit"]
+
+
+def _require(problems: list[str], holds: bool, message: str) -> None:
+    if not holds:
+        problems.append(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Which rows are learned from, and in what form."""
+
+    data: Path
+    """Folder that `vlmdata build` made."""
+    train_split: str = "train"
+    """Split to learn from."""
+    val_split: str = "val"
+    """Split for the evaluation loss; without such a split there is none, and the last checkpoint is kept."""
+    max_length: int | None = None
+    """Most tokens of a row, image tokens included; rows are never cut. Unset: the longest row of the set."""
+    over_length: Literal["fail", "drop"] = "fail"
+    """What to do with rows above --max-length."""
+    train_on: Literal["all", "last"] = "all"
+    """Assistant turns that carry loss: all of them, or the last of each conversation."""
+    instruction_part: str | None = None
+    """Text with which the model's template opens a user's turn; only for models of an unknown family."""
+    response_part: str | None = None
+    """Text with which the model's template opens an assistant's turn; only for models of an unknown family."""
+    workers: int | None = None
+    """Processes that decode and tokenise rows. Unset: 4 where a GPU waits for them, else none."""
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        problems: list[str] = []
+        _require(problems, self.max_length is None or self.max_length > 0, f"max_length must be positive, not {self.max_length!r}")
+        _require(problems, self.workers is None or self.workers >= 0, f"workers must not be negative, as {self.workers!r} is")
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Which model, loaded how."""
+
+    model: str
+    """Model folder or hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    backend: BackendName = "auto"
+    """Program that trains: Unsloth where a supported GPU is there, else transformers with peft and trl."""
+    load_in: LoadIn = "auto"
+    """Precision of the frozen weights. auto: 16bit where it fits in 85 % of the GPU's memory, else 4bit; 32bit on a CPU."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Read it first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """What is trained: adapters on chosen layers, or all weights."""
+
+    method: Literal["lora", "full"] = "lora"
+    """Train low-rank adapters, or all weights."""
+    r: int = 16
+    """Rank of the adapters."""
+    alpha: int = 16
+    """Scale of the adapters' output is alpha / r (alpha / sqrt(r) with --rslora)."""
+    dropout: float = 0.0
+    """Share of the adapters' input that is dropped in training."""
+    rslora: bool = False
+    """Scale by the square root of the rank (rank-stabilised LoRA)."""
+    targets: Literal["flags", "all-linear"] = "flags"
+    """Layers that get an adapter: those the finetune flags choose, or every linear layer but the output head."""
+    finetune_vision_layers: bool = True
+    """Adapt layers of the vision tower."""
+    finetune_language_layers: bool = True
+    """Adapt layers of the language model."""
+    finetune_attention_modules: bool = True
+    """Adapt attention projections."""
+    finetune_mlp_modules: bool = True
+    """Adapt MLP projections."""
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ConfigError: A value is out of range, or the flags leave nothing to train.
+        """
+        problems: list[str] = []
+        _require(problems, self.r > 0, f"r must be positive, not {self.r!r}")
+        _require(problems, self.alpha > 0, f"alpha must be positive, not {self.alpha!r}")
+        _require(problems, 0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout!r}")
+        if self.method == "lora" and self.targets == "flags":
+            _require(
+                problems,
+                self.finetune_vision_layers or self.finetune_language_layers,
+                "finetune_vision_layers and finetune_language_layers are both off: nothing is left to train",
+            )
+            _require(
+                problems,
+                self.finetune_attention_modules or self.finetune_mlp_modules,
+                "finetune_attention_modules and finetune_mlp_modules are both off: nothing is left to train",
+            )
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    """How the weights move, and for how long."""
+
+    lr: float | None = None
+    """Peak learning rate. Unset: 1e-4 for adapters, 1e-5 for full fine-tuning."""
+    vision_lr: float | None = None
+    """Peak learning rate of the vision tower. Unset: --lr for adapters, a fifth of it for full fine-tuning."""
+    epochs: float = 1.0
+    """Passes over the training rows, unless --max-steps is given."""
+    max_steps: int | None = None
+    """Optimizer steps; wins over --epochs."""
+    batch_size: int = 2
+    """Rows in one forward pass on one device."""
+    grad_accum: int = 4
+    """Forward passes in one optimizer step."""
+    optimizer: Literal["auto", "adamw_8bit", "adamw_torch", "adamw_torch_fused", "paged_adamw_8bit"] = "auto"
+    """auto: adamw_8bit on a GPU, adamw_torch on a CPU."""
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup: float = 0.03
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients above this norm are scaled down to it."""
+    gradient_checkpointing: Literal["auto", "unsloth", "on", "off"] = "auto"
+    """Recompute activations in the backward pass to save memory. auto: unsloth with that backend, on with another on a GPU, off on a CPU."""
+    seed: int = 3407
+    """Seed of the adapters' initialisation and of the order of rows."""
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        problems: list[str] = []
+        for name in ("lr", "vision_lr", "max_steps"):
+            value = getattr(self, name)
+            _require(problems, value is None or value > 0, f"{name} must be positive, not {value!r}")
+        for name in ("epochs", "batch_size", "grad_accum", "max_grad_norm"):
+            value = getattr(self, name)
+            _require(problems, value > 0, f"{name} must be positive, not {value!r}")
+        _require(problems, 0 <= self.warmup <= 1, f"warmup is a share of the steps and must lie in [0, 1], not {self.warmup!r}")
+        _require(problems, self.weight_decay >= 0, f"weight_decay must not be negative, as {self.weight_decay!r} is")
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Where the run writes, and how often."""
+
+    out: Path
+    """Folder of the run."""
+    eval_steps: int | None = None
+    """Optimizer steps between two evaluations and checkpoints. Unset: a tenth of the run."""
+    eval_rows: int = 512
+    """Most rows of the val split that each evaluation looks at, drawn once by the seed."""
+    keep_checkpoints: int = 2
+    """Checkpoints that stay on the disk, besides the best one."""
+    log_steps: int = 1
+    """Optimizer steps between two lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        problems: list[str] = []
+        for name in ("eval_steps", "eval_rows", "keep_checkpoints", "log_steps"):
+            value = getattr(self, name)
+            _require(problems, value is None or value > 0, f"{name} must be positive, not {value!r}")
+        if problems:
+            raise ConfigError(problems)
+
+
+SECTIONS: tuple[type, ...] = (DataConfig, ModelConfig, AdapterConfig, OptimizerConfig, RunConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitConfig:
+    """One run."""
+
+    data: DataConfig
+    model: ModelConfig
+    adapter: AdapterConfig
+    optimizer: OptimizerConfig
+    run: RunConfig
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> FitConfig:
+        """Makes the config from flat values.
+
+        Raises:
+            ConfigError: With every problem of every section at once.
+        """
+        problems = [
+            f"--{name} is missing" for name in ("data", "model", "out") if values.get(name) in (None, "")
+        ]
+        if problems:
+            values = {"data": Path(), "model": "-", "out": Path()} | {k: v for k, v in values.items() if v is not None}
+        data = build_section(DataConfig, values, problems)
+        model = build_section(ModelConfig, values, problems)
+        adapter = build_section(AdapterConfig, values, problems)
+        optimizer = build_section(OptimizerConfig, values, problems)
+        run = build_section(RunConfig, values, problems)
+        if data and model and adapter and optimizer and run:
+            config = cls(data=data, model=model, adapter=adapter, optimizer=optimizer, run=run)
+            problems.extend(config._clashes())
+            if not problems:
+                return config
+        raise ConfigError(problems)
+
+    def flat(self) -> dict[str, Any]:
+        """All values by option name, as config.yaml of a run holds them."""
+        return flatten(self.data, self.model, self.adapter, self.optimizer, self.run)
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate of the language model and the connector."""
+        if self.optimizer.lr is not None:
+            return self.optimizer.lr
+        return 1e-4 if self.adapter.method == "lora" else 1e-5
+
+    @property
+    def vision_lr(self) -> float:
+        """Peak learning rate of the vision tower."""
+        if self.optimizer.vision_lr is not None:
+            return self.optimizer.vision_lr
+        # A pretrained tower forgets quickly when all of its weights move; adapters leave it in place.
+        return self.lr if self.adapter.method == "lora" else self.lr / 5
+
+    def _clashes(self) -> list[str]:
+        problems = []
+        if self.adapter.method == "full" and self.model.load_in in ("4bit", "8bit"):
+            problems.append(f"load_in {self.model.load_in!r} clashes with method 'full': quantised weights cannot be trained")
+        if self.optimizer.gradient_checkpointing == "unsloth" and self.model.backend == "transformers":
+            problems.append("gradient_checkpointing 'unsloth' clashes with backend 'transformers': use 'on'")
+        return problems

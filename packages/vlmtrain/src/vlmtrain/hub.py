@@ -1,0 +1,32 @@
+"""The few questions that are asked of the Hugging Face hub before weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vlmdata.errors import ResourceError
+
+__all__ = ["fetch_model_config"]
+
+
+def fetch_model_config(model_id: str, revision: str | None) -> dict[str, Any]:
+    """config.json of a model on the hub, or of its local cache.
+
+    Raises:
+        ResourceError: There is no such model, it needs a login, or the hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        path = hf_hub_download(model_id, "config.json", revision=revision)
+    except RepositoryNotFoundError as error:
+        raise ResourceError(
+            f"{model_id}: no such folder here, and the hub has no such model or wants a login (`hf auth login`)"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ResourceError(f"{model_id}: no such folder here, and the hub cannot be reached") from error
+    loaded: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return loaded

@@ -1,0 +1,122 @@
+"""What a MODEL_OR_RUN names: a hub id, a folder with a whole model, a folder with an adapter, or a run of ours."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmdata.errors import ConfigError, DataError
+from vlmdata.families import Family, find_family
+
+__all__ = ["ModelSource", "find_model"]
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Where a model's weights, adapter and processor are."""
+
+    name: str
+    """Absolute path of a folder with whole weights, or a hub id: the model itself, or an adapter's base."""
+    revision: str | None
+    """Branch, tag or commit, for a hub id."""
+    adapter: Path | None
+    """Folder of the adapter on top, if there is one."""
+    processor: str
+    """Path or hub id of the processor."""
+    config: dict[str, Any]
+    """config.json of the model or base."""
+    family: Family | None
+    """The family that the config belongs to, if it is a known one."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the weights are in a folder here."""
+        return Path(self.name).is_absolute()
+
+
+def find_model(name: str, *, revision: str | None = None) -> ModelSource:
+    """Follows a name to weights, adapter and processor, and reads the model's config.
+
+    Local folders come out as absolute paths: Unsloth looks a relative `a/b` up on the hub.
+
+    Args:
+        name: A run's folder, an adapter's, a model's, or a hub id `owner/name`.
+        revision: Branch, tag or commit, for a hub id.
+
+    Raises:
+        ConfigError: It is no folder here and no hub id, or a folder without a model.
+        DataError: It is a run that did not finish, or a broken config.
+        ResourceError: The hub does not answer or does not have it.
+    """
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        if not _looks_like_hub_id(name):
+            raise ConfigError(f"{name}: no such model folder, and not a hub id of the form owner/name")
+        from vlmtrain.hub import fetch_model_config
+
+        config = fetch_model_config(name, revision)
+        return _whole_model(name, revision, config)
+    path = path.resolve()
+    if (path / RUN_FILE).is_file():
+        return find_model(str(path / str(_read_json(path / RUN_FILE)["weights"])))
+    if (path / "checkpoints").is_dir() and not (path / "config.json").is_file():
+        raise DataError(f"{path}: the run did not finish (no {RUN_FILE}); go on with `vlmtrain fit … --resume`")
+    if (path / "adapter_config.json").is_file():
+        return _adapter_model(path)
+    if (path / "config.json").is_file():
+        _require_weights(path)
+        return _whole_model(str(path), None, _read_json(path / "config.json"))
+    raise ConfigError(f"{path}: no model here (neither config.json, adapter_config.json nor {RUN_FILE})")
+
+
+def _adapter_model(path: Path) -> ModelSource:
+    adapter = _read_json(path / "adapter_config.json")
+    base_name = str(adapter["base_model_name_or_path"])
+    try:
+        base = find_model(base_name, revision=adapter.get("revision"))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: the adapter's base model is gone: {error}") from error
+    has_processor = any((path / file).is_file() for file in ("processor_config.json", "preprocessor_config.json"))
+    return ModelSource(
+        name=base.name,
+        revision=base.revision,
+        adapter=path,
+        processor=str(path) if has_processor else base.processor,
+        config=base.config,
+        family=base.family,
+    )
+
+
+def _whole_model(name: str, revision: str | None, config: dict[str, Any]) -> ModelSource:
+    return ModelSource(
+        name=name, revision=revision, adapter=None, processor=name, config=config, family=find_family(config)
+    )
+
+
+def _require_weights(path: Path) -> None:
+    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise ConfigError(f"{path}: a config.json but no weights (*.safetensors)")
+    if not any((path / file).is_file() for file in ("processor_config.json", "preprocessor_config.json")):
+        raise ConfigError(
+            f"{path}: a model without its processor (no processor_config.json): "
+            "save it there with AutoProcessor.from_pretrained(BASE).save_pretrained(DIR)"
+        )
+
+
+def _looks_like_hub_id(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 2 and all(parts) and not name.startswith((".", "~", "/")) and " " not in name
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise DataError(f"{path}: must hold a JSON object")
+    return loaded
