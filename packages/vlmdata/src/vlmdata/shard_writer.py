@@ -1,0 +1,248 @@
+"""Writing the shards of one split, and the files that make a folder of splits a Hugging Face set.
+
+The bytes depend only on the rows: record batches are cut at fixed bounds in rows and bytes and built afresh, whatever
+pieces the rows arrive in, and the fingerprint that `datasets` keeps is that of the content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from io import IOBase
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlmdata.manifest import ShardEntry, SplitEntry
+from vlmdata.schema import ARROW_SCHEMA, Row, features_dict
+
+__all__ = ["BATCH_BYTES", "BATCH_ROWS", "SHARD_BYTES", "SplitWriter", "rows_to_batch", "write_set_files"]
+
+BATCH_ROWS = 256
+BATCH_BYTES = 64 << 20
+SHARD_BYTES = 500 << 20
+
+# What a row costs beside its images and texts (offsets, sizes, hashes); only used to cut batches and shards.
+_ROW_OVERHEAD_BYTES = 512
+
+_List: TypeAlias = "pa.ListArray[Any]"
+_Int64s: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
+
+
+class _HashingFile:
+    """A binary sink for Arrow that counts and hashes what passes through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self.digest.update(view)
+        self.size += view.nbytes
+        return self._file.write(view)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def tell(self) -> int:
+        return self.size
+
+    def close(self) -> None:
+        self._file.close()
+        self.closed = True
+
+
+def rows_to_batch(rows: Sequence[Row | Mapping[str, Any]]) -> pa.RecordBatch:
+    """Turn Python rows into one record batch of the contract's schema.
+
+    Raises:
+        pyarrow.ArrowInvalid: a value does not fit its column.
+    """
+    return pa.RecordBatch.from_pylist(list(rows), schema=ARROW_SCHEMA)
+
+
+def measure_rows(batch: pa.RecordBatch) -> _Int64s:
+    """Return about how many bytes each row of a batch takes: its images and the text of its messages."""
+    images = cast(_List, batch.column("images"))
+    messages = cast(_List, batch.column("messages"))
+    parts = cast(_List, cast(pa.StructArray, messages.flatten()).field("content"))
+    image_bytes = _byte_lengths(cast(pa.StructArray, images.flatten()).field("bytes"))
+    text_bytes = _byte_lengths(cast(pa.StructArray, parts.flatten()).field("text"))
+    per_message = _sum_by_list(text_bytes, parts)
+    return _sum_by_list(image_bytes, images) + _sum_by_list(per_message, messages) + _ROW_OVERHEAD_BYTES
+
+
+def _byte_lengths(values: pa.Array[Any]) -> _Int64s:
+    lengths = pc.binary_length(cast("pa.BinaryArray", values))
+    return np.asarray(lengths.fill_null(0), dtype=np.int64)
+
+
+def _sum_by_list(values: _Int64s, lists: _List) -> _Int64s:
+    bounds = np.concatenate([[0], np.cumsum(np.asarray(lists.value_lengths(), dtype=np.int64))])
+    totals = np.concatenate([[0], np.cumsum(values)])[bounds]
+    return np.asarray(np.diff(totals), dtype=np.int64)
+
+
+class SplitWriter:
+    """Writes rows in the order given to `FOLDER/NAME/data-00000-of-0000N.arrow`.
+
+    Shards carry a temporary name until `close`, which knows how many there are. Used as a context manager, it closes
+    the open file when an exception passes, and leaves the temporary files to whoever owns the folder.
+
+    Args:
+        folder: the built folder (or the place where it is being put together).
+        name: the split's name.
+        shard_bytes: a new shard is begun when the current one holds this many bytes of rows.
+    """
+
+    def __init__(self, folder: Path, name: str, *, shard_bytes: int = SHARD_BYTES) -> None:
+        self.name = name
+        self._directory = folder / name
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._shard_bytes = shard_bytes
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = 0
+        self._pending_bytes = 0
+        self._shards: list[tuple[Path, int, int, str]] = []
+        self._sink: _HashingFile | None = None
+        self._stream: pa.RecordBatchStreamWriter | None = None
+        self._shard_rows = 0
+        self._shard_filled_bytes = 0
+
+    def __enter__(self) -> SplitWriter:
+        return self
+
+    def __exit__(self, exception_type: object, *_: object) -> None:
+        if self._sink is not None:
+            self._sink.close()
+
+    def write_rows(self, rows: Iterable[Row | Mapping[str, Any]]) -> None:
+        """Append Python rows."""
+        piece: list[Row | Mapping[str, Any]] = []
+        for row in rows:
+            piece.append(row)
+            if len(piece) == BATCH_ROWS:
+                self.write_batch(rows_to_batch(piece))
+                piece = []
+        if piece:
+            self.write_batch(rows_to_batch(piece))
+
+    def write_batch(self, batch: pa.RecordBatch) -> None:
+        """Append the rows of a record batch; it may be a view of a mapped file."""
+        row_bytes = measure_rows(batch)
+        begin = 0
+        for i, size in enumerate(row_bytes.tolist()):
+            full = self._pending_rows == BATCH_ROWS or self._pending_bytes + size > BATCH_BYTES
+            if full and self._pending_rows:
+                self._hold(batch, begin, i)
+                self._flush()
+                begin = i
+            self._pending_rows += 1
+            self._pending_bytes += size
+        self._hold(batch, begin, batch.num_rows)
+
+    def close(self) -> SplitEntry:
+        """Write what is pending, give the shards their final names, and return the split's entry of the manifest."""
+        self._flush()
+        if not self._shards and self._stream is None:
+            self._open_shard()
+        self._close_shard()
+        entries = []
+        for i, (path, rows, size, sha256) in enumerate(self._shards):
+            final = self._directory / f"data-{i:05d}-of-{len(self._shards):05d}.arrow"
+            path.rename(final)
+            entries.append(ShardEntry(file=f"{self.name}/{final.name}", rows=rows, bytes=size, sha256=sha256))
+        entry = SplitEntry(rows=sum(shard.rows for shard in entries), shards=tuple(entries))
+        _write_split_files(self._directory, self.name, entry)
+        return entry
+
+    def _hold(self, batch: pa.RecordBatch, begin: int, end: int) -> None:
+        if end > begin:
+            self._pending.append(batch.slice(begin, end - begin))
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        # take, unlike a slice, builds new buffers: what lay beside the rows in their old file leaves no trace
+        fresh = pa.Table.from_batches(self._pending, schema=ARROW_SCHEMA).combine_chunks().to_batches()
+        batch = fresh[0].take(pa.array(range(self._pending_rows), pa.int32()))
+        if self._stream is not None and self._shard_filled_bytes >= self._shard_bytes:
+            self._close_shard()
+        if self._stream is None:
+            self._open_shard()
+        assert self._stream is not None
+        self._stream.write_batch(batch)
+        self._shard_rows += self._pending_rows
+        self._shard_filled_bytes += self._pending_bytes
+        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
+
+    def _open_shard(self) -> None:
+        path = self._directory / f"data-{len(self._shards):05d}.arrow.part"
+        self._sink = _HashingFile(path.open("wb"))
+        self._stream = pa.ipc.new_stream(pa.PythonFile(cast(IOBase, self._sink), mode="w"), ARROW_SCHEMA)
+        self._shard_rows = self._shard_filled_bytes = 0
+
+    def _close_shard(self) -> None:
+        if self._stream is None or self._sink is None:
+            return
+        path = self._directory / f"data-{len(self._shards):05d}.arrow.part"
+        self._stream.close()
+        self._sink.close()
+        self._shards.append((path, self._shard_rows, self._sink.size, self._sink.digest.hexdigest()))
+        self._stream = self._sink = None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_split_files(directory: Path, name: str, entry: SplitEntry) -> None:
+    """Write what `datasets.load_from_disk` looks for in a split's folder."""
+    content = "".join(shard.sha256 for shard in entry.shards)
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": Path(shard.file).name} for shard in entry.shards],
+        "_fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": name,
+    }
+    info = {"citation": "", "description": "", "features": features_dict(), "homepage": "", "license": ""}
+    _write_json(directory / "state.json", state)
+    _write_json(directory / "dataset_info.json", info)
+
+
+def write_set_files(folder: Path, splits: Mapping[str, SplitEntry]) -> None:
+    """Write dataset_dict.json for `load_from_disk`, and the card README.md for `load_dataset` and the hub."""
+    _write_json(folder / "dataset_dict.json", {"splits": list(splits)})
+    # load_dataset refuses a split without rows, so the card does not name one
+    full = [name for name, entry in splits.items() if entry.rows]
+    files = "\n".join(f"  - split: {name}\n    path: {name}/data-*.arrow" for name in full)
+    table = "\n".join(f"| {name} | {entry.rows} | {len(entry.shards)} |" for name, entry in splits.items())
+    (folder / "README.md").write_text(
+        f"""---
+configs:
+- config_name: default
+  data_files:
+{files}
+---
+# Image and text rows for vision-language fine-tuning
+
+Built by vlmdata; `manifest.json` says from what and how, `rejected.jsonl` which rows were left out and why.
+
+| split | rows | shards |
+|---|---|---|
+{table}
+
+Open it with `datasets.load_from_disk`, `datasets.load_dataset`, or `vlmdata.open_folder`.
+""",
+        encoding="utf-8",
+    )
