@@ -1,0 +1,108 @@
+"""One encoded file in, one picture to store out, and the boundary that no bad file crosses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from PIL import Image
+
+from vlmdata.config import ImageConfig
+from vlmdata.images.chatter import decoder_session, one_line
+from vlmdata.images.containers import strip_metadata
+from vlmdata.images.decoding import Decoded, decode
+from vlmdata.images.encoding import encode
+from vlmdata.images.fingerprint import fingerprint, hash_pixels
+from vlmdata.images.geometry import Layout
+from vlmdata.images.outcome import ImageProblem, PreparedImage
+from vlmdata.images.refusal import explain
+
+__all__ = ["prepare_image"]
+
+Action = Literal["stored", "stripped", "resized", "reencoded"]
+StoredFormat = Literal["JPEG", "PNG", "WEBP"]
+
+_STORED_AS: dict[str, StoredFormat] = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "WEBP": "WEBP"}
+
+
+def prepare_image(data: bytes, config: ImageConfig) -> PreparedImage | ImageProblem:
+    """Decode an image file once and make of it what the config wants.
+
+    File descriptor 2 and Pillow's global limits are changed meanwhile (see `decoder_session`): for worker processes.
+
+    Args:
+        data: An encoded image file, of any format that Pillow reads.
+        config: Bounds, sizes and policies.
+
+    Returns:
+        The picture to store, or the reason why there is none; never an exception for bad data.
+    """
+    if len(data) > config.max_image_bytes:
+        return ImageProblem("image_too_large_bytes", f"{len(data)} bytes, more than {config.max_image_bytes}")
+    if not data:
+        return ImageProblem("image_unreadable", "the file is empty")
+    outcome = _attempt(data, config, salvage=False)
+    if isinstance(outcome, ImageProblem) and outcome.reason == "image_truncated" and config.salvage_truncated:
+        return _attempt(data, config, salvage=True)
+    return outcome
+
+
+def _attempt(data: bytes, config: ImageConfig, *, salvage: bool) -> PreparedImage | ImageProblem:
+    said: list[str] = []
+    try:
+        with decoder_session(said, max_pixels=config.max_pixels, salvage_truncated=salvage):
+            prepared = _prepare(data, config, salvage=salvage)
+    # Hostile files make decoders raise nearly anything (OSError, ValueError, TypeError, struct.error, SyntaxError,
+    # RecursionError, MemoryError, ...); here, and only here, each of them becomes the reason why there is no picture.
+    except Exception as error:
+        reason, detail = explain(error, data)
+        return ImageProblem(reason, one_line(detail, *said))
+    prepared.note = one_line(prepared.note, *said)
+    return prepared
+
+
+def _prepare(data: bytes, config: ImageConfig, *, salvage: bool) -> PreparedImage:
+    decoded = decode(data, config)
+    picture = _place(decoded.picture, decoded.layout)
+    stored, stored_format, action = _to_file(data, decoded, picture, config, salvage=salvage)
+    # The whole picture identifies an image, not what margins or cut edges leave of it.
+    signals = fingerprint(decoded.picture)
+    return PreparedImage(
+        data=stored,
+        format=stored_format,
+        width=picture.width,
+        height=picture.height,
+        original_width=decoded.original[0],
+        original_height=decoded.original[1],
+        action=action,
+        content_box=(*decoded.layout.offset, *decoded.layout.scaled),
+        window=decoded.window,
+        frame=decoded.frame,
+        salvaged=salvage,
+        note=decoded.note,
+        pixel_hash=hash_pixels(picture),
+        phash=signals.phash,
+        thumbnail=signals.thumbnail,
+        is_flat=signals.is_flat,
+    )
+
+
+def _to_file(
+    data: bytes, decoded: Decoded, picture: Image.Image, config: ImageConfig, *, salvage: bool
+) -> tuple[bytes, StoredFormat, Action]:
+    """The file itself, without metadata, where it holds the picture as it is; else the picture encoded anew."""
+    same_size = decoded.layout.scaled == decoded.layout.stored == decoded.original
+    if decoded.is_as_filed and same_size and not salvage:
+        stripped = strip_metadata(data, decoded.file_format)
+        if stripped is not None:
+            return stripped, _STORED_AS[decoded.file_format], "stored" if stripped is data else "stripped"
+    encoded, encoded_format = encode(picture, lossy_source=decoded.lossy_source, jpeg_quality=config.jpeg_quality)
+    return encoded, encoded_format, "reencoded" if same_size else "resized"
+
+
+def _place(picture: Image.Image, layout: Layout) -> Image.Image:
+    """The scaled picture between white margins, or without the edges that the stored size leaves no room for."""
+    if layout.scaled == layout.stored:
+        return picture
+    placed = Image.new(picture.mode, layout.stored, "white")
+    placed.paste(picture, layout.offset)
+    return placed
