@@ -37,8 +37,10 @@ def make_row(index: int, images: int = 1) -> dict:
             "format": "PNG",
             "action": "resized",
             "window": None,
-            "frame": 0,
-            "pixel_sha256": "ab" * 32,
+            "frame": None,
+            "salvaged": False,
+            "note": None,
+            "pixel_hash": "ab" * 16,
             "phash": "cd" * 32,
         }
         for w, h in sizes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlmdata.build import build_folder
-    from vlmdata.config import BuildConfig
+    from vlmdata.build_config import BuildConfig
     from vlmdata.errors import ConfigError, DataError, MissingDependencyError, ResourceError, ToolkitError
     from vlmdata.inline import InlineRows, inline_row
     from vlmdata.manifest import Manifest, read_manifest, verify_folder
@@ -38,7 +38,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BuildConfig": "vlmdata.config",
+    "BuildConfig": "vlmdata.build_config",
     "BuiltFolder": "vlmdata.shards",
     "ConfigError": "vlmdata.errors",
     "DataError": "vlmdata.errors",

@@ -65,7 +65,12 @@ class ObjectsRow(TypedDict):
 
 
 class ImageInfoRow(TypedDict):
-    """What is known of one stored image without decoding it. Sizes are in pixels, after EXIF orientation."""
+    """What is known of one stored image without decoding it.
+
+    Sizes are in pixels, after EXIF orientation. `window` is the value range of a deep image that became black to white,
+    `frame` the one taken of an animation (else None), `salvaged` marks a file that ended too early, `note` is what
+    decoding said. `pixel_hash` is XXH3-128 of the stored pixels, `phash` a 256-bit perceptual hash, both hexadecimal.
+    """
 
     original_width: int
     original_height: int
@@ -74,8 +79,10 @@ class ImageInfoRow(TypedDict):
     format: str
     action: str
     window: str | None
-    frame: int
-    pixel_sha256: str
+    frame: int | None
+    salvaged: bool
+    note: str | None
+    pixel_hash: str
     phash: str
 
 
@@ -117,7 +124,9 @@ _IMAGE_INFO = _struct(
         "action": pa.string(),
         "window": pa.string(),
         "frame": pa.int32(),
-        "pixel_sha256": pa.string(),
+        "salvaged": pa.bool_(),
+        "note": pa.string(),
+        "pixel_hash": pa.string(),
         "phash": pa.string(),
     }
 )
