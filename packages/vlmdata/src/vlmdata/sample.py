@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from vlmdata.schema import ImageInfoRow, MessageRow, ObjectsRow, Row
 
-__all__ = ["ImageRef", "Message", "Objects", "Part", "Rejection", "Role", "Sample", "StoredImage"]
+__all__ = ["ImageRef", "Message", "Objects", "Part", "Problem", "RawRow", "Rejection", "Role", "Sample", "StoredImage"]
 
 Role = Literal["system", "user", "assistant"]
+
+# An input row as it was read: column names and values, of whatever types the file knows.
+RawRow: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a row, or an image, cannot be used: a short stable word, and one line for a person."""
+
+    reason: str
+    detail: str
 
 
 @dataclass(slots=True)

@@ -1,0 +1,109 @@
+"""Inputs of every kind become streams of rows; formats and images are looked at later."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vlmdata.config import InputConfig
+from vlmdata.errors import ConfigError
+from vlmdata.sources.arrow_rows import read_arrow
+from vlmdata.sources.csv_rows import read_csv, tell_dialect
+from vlmdata.sources.folders import find_data_files, open_image_folder, open_saved_set, tell_folder
+from vlmdata.sources.hub import open_hub_set
+from vlmdata.sources.json_rows import read_json, tell_layout
+from vlmdata.sources.rows import IndexedRow, Source
+
+__all__ = ["IndexedRow", "Source", "open_sources"]
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_ARROW_SUFFIXES = (".parquet", ".arrow", ".feather")
+
+
+def open_sources(inputs: Sequence[str], config: InputConfig) -> list[Source]:
+    """Find out what each input is and open it.
+
+    Raises:
+        ConfigError: inputs that are not there, or of no known kind; all of them are named.
+        DataError: an input that is there and cannot be read.
+    """
+    problems: list[str] = []
+    sources: list[Source] = []
+    root = _common_root(inputs)
+    for text in inputs:
+        path = Path(text)
+        try:
+            if path.is_dir():
+                sources.extend(_open_folder(path, root, config))
+            elif path.is_file():
+                sources.append(_open_file(path, _name_of(path, root), config))
+            elif _REPOSITORY.fullmatch(text):
+                sources.append(open_hub_set(text, config.source_split, config.source_config))
+            else:
+                problems.append(f"{text}: no such file or folder")
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(problems)
+    return sources
+
+
+def _common_root(inputs: Sequence[str]) -> Path:
+    """The folder that names in rejected.jsonl and in the `source` column are relative to."""
+    places = [Path(text).resolve().parent for text in inputs if Path(text).exists()]
+    return Path(os.path.commonpath(places)) if places else Path.cwd()
+
+
+def _name_of(path: Path, root: Path) -> str:
+    return path.resolve().relative_to(root).as_posix()
+
+
+def _open_folder(folder: Path, root: Path, config: InputConfig) -> list[Source]:
+    kind, name = tell_folder(folder), _name_of(folder, root)
+    if kind == "saved set":
+        return [open_saved_set(folder, name, config.source_split)]
+    if kind == "image folder":
+        return [open_image_folder(folder, name, config.source_split, lambda path: _read_file(path, config))]
+    return [_open_file(path, _name_of(path, root), config) for path in find_data_files(folder)]
+
+
+def _plain_suffix(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
+def _open_file(path: Path, name: str, config: InputConfig) -> Source:
+    if config.source_split is not None:
+        raise ConfigError(f"{path}: source_split is for Hugging Face sets and image folders, not for single files")
+    return Source(
+        name=name,
+        kind=_describe(path, config),
+        image_base=path.parent,
+        files=(path,),
+        read=lambda: _read_file(path, config),
+    )
+
+
+def _describe(path: Path, config: InputConfig) -> str:
+    suffix = _plain_suffix(path)
+    if suffix in (".csv", ".tsv"):
+        delimiter, encoding = tell_dialect(path, config.encoding)
+        mark = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}[delimiter]
+        return f"{suffix[1:].upper()}, {mark}, {encoding}"
+    if suffix in (".json", ".jsonl", ".ndjson"):
+        return f"JSON {tell_layout(path)}"
+    if suffix in _ARROW_SUFFIXES:
+        return suffix[1:].capitalize()
+    raise ConfigError(
+        f"{path}: files of this kind are not read; known: .json .jsonl .csv .tsv .parquet .arrow .feather"
+    )
+
+
+def _read_file(path: Path, config: InputConfig) -> Iterator[IndexedRow]:
+    suffix = _plain_suffix(path)
+    if suffix in _ARROW_SUFFIXES:
+        return read_arrow(path)
+    if suffix in (".csv", ".tsv"):
+        return read_csv(path, config.encoding, config.max_line_bytes)
+    return read_json(path, config.max_line_bytes)

@@ -1,0 +1,176 @@
+"""Folders as input: a saved Hugging Face set, an ImageFolder with or without metadata, or data files side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from vlmdata.errors import DataError
+from vlmdata.sample import Problem
+from vlmdata.sources.arrow_rows import count_rows, read_arrow
+from vlmdata.sources.rows import IndexedRow, Source
+from vlmdata.sources.split_choice import choose_split, slice_rows
+
+__all__ = ["DATA_SUFFIXES", "IMAGE_SUFFIXES", "find_data_files", "open_image_folder", "open_saved_set", "tell_folder"]
+
+DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
+IMAGE_SUFFIXES = frozenset(
+    ".avif .bmp .gif .heic .j2k .jp2 .jpeg .jpg .jfif .png .pgm .pnm .ppm .tga .tif .tiff .webp".split()
+)
+_METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_SPLIT_NAMES = frozenset(("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"))
+# Files that describe a set and hold no rows.
+_NO_ROWS = frozenset(("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "manifest.json"))
+
+
+def tell_folder(folder: Path) -> str:
+    """Tell what a folder is: a `saved set`, an `image folder`, or a place with `data files`.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return "saved set"
+    candidates = [folder, *(sub for sub in _subfolders(folder) if sub.name in _SPLIT_NAMES)]
+    if any((candidate / name).is_file() for candidate in candidates for name in _METADATA_NAMES):
+        return "image folder"
+    if find_data_files(folder):
+        return "data files"
+    if next(_list_images(folder), None) is not None:
+        return "image folder"
+    raise DataError(f"{folder}: a folder without data files ({' '.join(DATA_SUFFIXES)}) and without images")
+
+
+def find_data_files(folder: Path) -> list[Path]:
+    """Return the files of a folder, at any depth, that can hold rows, in order of their names."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.name.removesuffix(".gz").endswith(DATA_SUFFIXES) and path.name not in _NO_ROWS and path.is_file()
+    )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def open_saved_set(folder: Path, name: str, source_split: str | None) -> Source:
+    """Open a folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk` (a built folder is one too).
+
+    Raises:
+        ConfigError: no such split.
+        DataError: the folder's own files are broken.
+    """
+    if (folder / "state.json").is_file():
+        splits = {"train": folder}
+    else:
+        splits = {split: folder / split for split in _read_json(folder / "dataset_dict.json")["splits"]}
+    chosen, begin, end = choose_split(source_split, list(splits), str(folder))
+    place = splits[chosen]
+    files = tuple(place / entry["filename"] for entry in _read_json(place / "state.json")["_data_files"])
+
+    def read() -> Iterator[IndexedRow]:
+        numbers = count()
+        rows = ((next(numbers), row) for file in files for _, row in read_arrow(file))
+        return slice_rows(rows, begin, end, sum(map(count_rows, files)))
+
+    return Source(
+        name=f"{name}/{chosen}" if place != folder else name,
+        kind=f"Hugging Face set, split {chosen!r}",
+        image_base=place,
+        files=files,
+        read=read,
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable: {error}") from error
+
+
+def open_image_folder(
+    folder: Path,
+    name: str,
+    source_split: str | None,
+    read_file: Callable[[Path], Iterator[IndexedRow]],
+) -> Source:
+    """Open an ImageFolder: images with a metadata file beside them, or sorted into one folder for each label.
+
+    Rows of a metadata file get an `image` column, made from `file_name` relative to that file. Without metadata a row
+    is an `image` and, from the folder it lies in, a `label`.
+
+    Args:
+        folder: it, or a folder of splits that each are one.
+        name: for `Source.name`.
+        source_split: which split, and which slice of it.
+        read_file: reads a CSV, JSON or Parquet file.
+
+    Raises:
+        ConfigError: no such split.
+    """
+    subfolders = {sub.name: sub for sub in _subfolders(folder)}
+    splits = {"train": folder}
+    if (
+        subfolders
+        and set(subfolders) <= _SPLIT_NAMES
+        and not any((folder / each).is_file() for each in _METADATA_NAMES)
+    ):
+        splits = subfolders
+    chosen, begin, end = choose_split(source_split, list(splits), str(folder))
+    place = splits[chosen]
+    metadata = [place / each for each in _METADATA_NAMES if (place / each).is_file()]
+    if metadata:
+        files, kind = (metadata[0],), f"image folder with {metadata[0].name}"
+        rows = _with_image(read_file, metadata[0])
+    else:
+        images = sorted(_list_images(place))
+        files, kind = (place,), "image folder, labels from the folders' names"
+        rows = _labelled(images, place)
+
+    def read() -> Iterator[IndexedRow]:
+        if begin is None and end is None:
+            return rows()
+        return slice_rows(rows(), begin, end, sum(1 for _ in rows()))
+
+    return Source(
+        name=f"{name}/{chosen}" if place != folder else name, kind=kind, image_base=place, files=files, read=read
+    )
+
+
+def _with_image(
+    read_file: Callable[[Path], Iterator[IndexedRow]], metadata: Path
+) -> Callable[[], Iterator[IndexedRow]]:
+    def rows() -> Iterator[IndexedRow]:
+        for index, row in read_file(metadata):
+            if not isinstance(row, Problem) and "image" not in row:
+                if row.get("file_name"):
+                    row["image"] = row["file_name"]
+                elif row.get("file_names"):
+                    row["images"] = row["file_names"]
+            yield index, row
+
+    return rows
+
+
+def _list_images(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield Path(place, name)
+
+
+def _labelled(images: Sequence[Path], folder: Path) -> Callable[[], Iterator[IndexedRow]]:
+    def rows() -> Iterator[IndexedRow]:
+        for index, path in enumerate(images):
+            relative = path.relative_to(folder)
+            label = {"label": relative.parent.name} if relative.parent.name else {}
+            yield index, {"image": str(relative), "file_name": relative.name, **label}
+
+    return rows

@@ -1,0 +1,135 @@
+"""From an image as a row names it (path, bytes, data URI, base64, URL) to the bytes of its file."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+from vlmdata.config import InputConfig
+from vlmdata.sample import ImageRef, Problem
+from vlmdata.sources.downloads import Downloader
+
+__all__ = ["FileStamp", "ImageLoader", "LoadedImage", "is_url", "stamp_file"]
+
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
+# How base64 of JPEG, PNG, GIF and RIFF (WebP) files begins; a path that long does not.
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
+_BASE64_MIN_CHARS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class FileStamp:
+    """What tells whether a file has changed since: its size in bytes (-1: not there) and its time of change."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """An encoded image file and the name it goes by in the shard."""
+
+    data: bytes
+    name: str | None
+
+
+def is_url(location: str) -> bool:
+    """Tell whether a location is fetched over the network."""
+    return location[:8].lower().startswith(("http://", "https://"))
+
+
+def stamp_file(path: str) -> FileStamp:
+    """Return the stamp of a file as it is now."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return FileStamp(path, -1, 0)
+    return FileStamp(path, status.st_size, status.st_mtime_ns)
+
+
+class ImageLoader:
+    """Reads the images of one input, and keeps stamps of all files it was asked for.
+
+    Args:
+        config: where images may lie.
+        image_base: where relative paths start, unless the config names an image root.
+        max_image_bytes: larger files are not read.
+    """
+
+    def __init__(self, config: InputConfig, image_base: Path, max_image_bytes: int) -> None:
+        self._root = os.path.realpath(config.image_root or image_base)
+        self._allow_outside = config.allow_outside_root
+        self._max_bytes = max_image_bytes
+        self.stamps: dict[str, FileStamp] = {}
+        self._downloader = Downloader(
+            timeout_s=config.url_timeout_s,
+            retries=config.url_retries,
+            allow_private=config.allow_private_urls,
+            max_bytes=max_image_bytes,
+        )
+
+    def load(self, reference: ImageRef) -> LoadedImage | Problem:
+        """Return the bytes of an image, or why they cannot be had."""
+        location = reference.location
+        if reference.data is not None:
+            return LoadedImage(reference.data, os.path.basename(location) if location else None)
+        if not location:
+            return Problem("image_missing", "neither a path nor bytes")
+        if location.startswith("data:"):
+            return self._decode_data_uri(location)
+        if location.startswith(_BASE64_STARTS) and len(location) >= _BASE64_MIN_CHARS:
+            return self._decode_base64(location)
+        if is_url(location):
+            body = self._downloader.fetch(location)
+            return body if isinstance(body, Problem) else LoadedImage(body, location.partition("?")[0])
+        if scheme := _SCHEME.match(location):
+            return Problem("image_url_refused", f"{scheme[1]}:// is not read, only paths, http:// and https://")
+        return self._read_path(location)
+
+    def _read_path(self, location: str) -> LoadedImage | Problem:
+        if "\0" in location:
+            return Problem("image_missing", f"not a path: {location[:100]!r}")
+        path = os.path.join(self._root, location)
+        real = os.path.realpath(path)
+        inside = real.startswith(self._root.rstrip(os.sep) + os.sep)
+        if not inside and not self._allow_outside:
+            return Problem(
+                "image_outside_root", f"{location[:200]!r} leads out of the image root (--allow-outside-root)"
+            )
+        try:
+            status = os.stat(real)
+            self.stamps[real] = FileStamp(real, status.st_size, status.st_mtime_ns)
+            if not stat.S_ISREG(status.st_mode):
+                return Problem("image_unreadable", f"{location[:200]!r} is not a regular file")
+            if status.st_size > self._max_bytes:
+                return Problem("image_too_large_bytes", f"{status.st_size} bytes, more than {self._max_bytes}")
+            data = Path(real).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            self.stamps[real] = FileStamp(real, -1, 0)
+            return Problem("image_missing", f"no file {location[:200]!r} under the image root")
+        except OSError as error:
+            return Problem("image_unreadable", f"{location[:200]!r}: {error.strerror}")
+        return LoadedImage(data, os.path.relpath(real, self._root) if inside else os.path.basename(real))
+
+    def _decode_data_uri(self, location: str) -> LoadedImage | Problem:
+        header, comma, payload = location.partition(",")
+        if not comma:
+            return Problem("image_bad_data_uri", f"no comma after {header[:60]!r}")
+        if header.endswith(";base64"):
+            return self._decode_base64(payload)
+        return LoadedImage(unquote_to_bytes(payload), None)
+
+    def _decode_base64(self, text: str) -> LoadedImage | Problem:
+        if len(text) // 4 * 3 > self._max_bytes:
+            return Problem("image_too_large_bytes", f"more than {self._max_bytes} bytes")
+        try:
+            return LoadedImage(base64.b64decode("".join(text.split()), validate=True), None)
+        except (binascii.Error, ValueError) as error:
+            return Problem("image_bad_data_uri", f"not base64: {error}")

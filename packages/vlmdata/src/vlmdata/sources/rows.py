@@ -1,0 +1,42 @@
+"""What every reader gives: rows as plain dictionaries with their index, and a `Problem` in place of a broken one."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeAlias, cast
+
+from vlmdata.sample import Problem, RawRow
+
+__all__ = ["IndexedRow", "Source", "open_binary"]
+
+# The 0-based index of a row in its file, and the row.
+IndexedRow: TypeAlias = tuple[int, RawRow | Problem]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One input file (or list of files) that gives rows.
+
+    Attributes:
+        name: of the file, relative to the inputs' root; it goes into rejected.jsonl and the `source` column.
+        kind: what it was taken for, in words, for the summary.
+        image_base: the folder that relative image paths start from.
+        files: the files that hold the rows; when one of them changes, the input has changed.
+        read: starts reading from the first row; may be called again.
+    """
+
+    name: str
+    kind: str
+    image_base: Path
+    files: tuple[Path, ...]
+    read: Callable[[], Iterator[IndexedRow]]
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """Open a file for reading bytes, through gzip where its name ends in `.gz`."""
+    if path.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    return path.open("rb")
