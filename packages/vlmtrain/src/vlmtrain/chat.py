@@ -6,6 +6,7 @@ which a template takes an assistant's text (a list of parts, or one string), whi
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +111,7 @@ def read_chat_format(
     """
     _check_processor(processor)
     text_only = _takes_only_text(processor)
-    markers = _choose_markers(family_markers, instruction_part, response_part)
+    markers = _choose_markers(processor, family_markers, instruction_part, response_part, text_only=text_only)
     conversation = _probe_conversation(text_only=text_only)
     text = _apply_template(processor, conversation, add_generation_prompt=False)
     problems = [
@@ -145,17 +146,35 @@ def _check_processor(processor: Any) -> None:
         raise ConfigError("the model's processor has no chat template; use the instruction-tuned variant of the model")
 
 
-def _choose_markers(family: Markers | None, instruction_part: str | None, response_part: str | None) -> Markers:
+def _choose_markers(
+    processor: Any, family: Markers | None, instruction_part: str | None, response_part: str | None, *, text_only: bool
+) -> Markers:
     if instruction_part and response_part:
         return Markers(instruction_part=_unescape(instruction_part), response_part=_unescape(response_part))
     if instruction_part or response_part:
         raise ConfigError("--instruction-part and --response-part go together: pass both or neither")
-    if family is None:
+    return family or _derive_markers(processor, text_only=text_only)
+
+
+def _derive_markers(processor: Any, *, text_only: bool) -> Markers:
+    """The markers of a template that no family description names, read off what it renders."""
+    turns = _probe_conversation(text_only=text_only)
+    whole = _apply_template(processor, turns, add_generation_prompt=False)
+    question = _apply_template(processor, turns[:1], add_generation_prompt=False)
+    prompted = _apply_template(processor, turns[:1], add_generation_prompt=True)
+    before_question = question.partition(_PROBE_QUESTION)[0]
+    after_answer = whole.split(_PROBE_ANSWER)[1].partition(_PROBE_QUESTION)[0]
+    shared = os.path.commonprefix([before_question[::-1], after_answer[::-1]])[::-1]
+    # A system turn in front ends as an answer does; only what follows the end opens the user's turn.
+    eos = processor.tokenizer.eos_token
+    instruction_part = shared.rpartition(eos)[2].lstrip() if eos else shared
+    response_part = prompted.removeprefix(question)
+    if not instruction_part or not response_part or prompted == response_part:
         raise ConfigError(
-            "the model's family is unknown, so its turn markers are too: pass --instruction-part and --response-part, "
-            "the texts with which its template opens a user's and an assistant's turn"
+            "the model's family is unknown and its template does not show how it opens a turn: pass --instruction-part and "
+            "--response-part, the texts with which it opens a user's and an assistant's turn"
         )
-    return family
+    return Markers(instruction_part=instruction_part, response_part=response_part)
 
 
 def _unescape(marker: str) -> str:

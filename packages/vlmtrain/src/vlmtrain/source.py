@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,10 @@ class ModelSource:
     """config.json of the model or base."""
     family: Family | None
     """The family that the config belongs to, if it is a known one."""
+    run: Path | None = None
+    """The run's folder, when the name was one."""
+    trained_in: str | None = None
+    """Precision of the weights that a run trained on: `4bit`, `8bit`, `16bit` or `32bit`."""
 
     @property
     def is_local(self) -> bool:
@@ -62,7 +67,9 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
         return _whole_model(name, revision, config)
     path = path.resolve()
     if (path / RUN_FILE).is_file():
-        return find_model(str(path / str(_read_json(path / RUN_FILE)["weights"])))
+        report = _read_json(path / RUN_FILE)
+        weights = find_model(str(path / str(report["weights"])))
+        return dataclasses.replace(weights, run=path, trained_in=report["load_in"])
     if (path / "checkpoints").is_dir() and not (path / "config.json").is_file():
         raise DataError(f"{path}: the run did not finish (no {RUN_FILE}); go on with `vlmtrain fit … --resume`")
     if (path / "adapter_config.json").is_file():

@@ -27,9 +27,16 @@ class Backend(Protocol):
     NAME: str
 
     def load_model(
-        self, source: ModelSource, *, load_in: str, max_length: int | None, method: str, trust_remote_code: bool
+        self,
+        source: ModelSource,
+        processor: Any,
+        *,
+        load_in: str,
+        max_length: int,
+        method: str,
+        trust_remote_code: bool,
     ) -> LoadedModel:
-        """Loads weights, adapter if there is one, and processor."""
+        """Loads the weights, and the adapter on them if there is one."""
 
     def add_adapter(self, loaded: LoadedModel, config: AdapterConfig, *, checkpointing: str, seed: int) -> None:
         """Puts fresh LoRA adapters on the layers that the config chooses."""

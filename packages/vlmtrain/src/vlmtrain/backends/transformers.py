@@ -31,11 +31,11 @@ _NOT_QUANTISED = ["lm_head", "visual", "vision_tower", "vision_model", "merger",
 
 
 def load_model(
-    source: ModelSource, *, load_in: str, max_length: int | None, method: str, trust_remote_code: bool
+    source: ModelSource, processor: Any, *, load_in: str, max_length: int, method: str, trust_remote_code: bool
 ) -> LoadedModel:
-    """Loads weights, adapter and processor; see `vlmtrain.backends.Backend`."""
+    """Loads the weights, and the adapter on them; see `vlmtrain.backends.Backend`."""
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
     del max_length, method  # only Unsloth wants to know them when it loads
     on_gpu = torch.cuda.is_available()
@@ -53,7 +53,6 @@ def load_model(
     if on_gpu:
         arguments["device_map"] = {"": torch.cuda.current_device()}
     try:
-        processor = AutoProcessor.from_pretrained(source.processor, trust_remote_code=trust_remote_code)
         model = AutoModelForImageTextToText.from_pretrained(source.name, **arguments)
     except torch.cuda.OutOfMemoryError as error:
         raise ResourceError(f"{source.name}: the GPU has no room for the weights in {load_in}; try --load-in 4bit") from error

@@ -47,16 +47,15 @@ NAME = "unsloth"
 
 
 def load_model(
-    source: ModelSource, *, load_in: str, max_length: int | None, method: str, trust_remote_code: bool
+    source: ModelSource, processor: Any, *, load_in: str, max_length: int, method: str, trust_remote_code: bool
 ) -> LoadedModel:
-    """Loads weights, adapter and processor; see `vlmtrain.backends.Backend`."""
+    """Loads the weights, and the adapter on them; see `vlmtrain.backends.Backend`."""
     import torch
-    from transformers import AutoProcessor
 
     full = method == "full"
     arguments: dict[str, Any] = {
         "model_name": str(source.adapter or source.name),
-        "max_seq_length": max_length or 2048,
+        "max_seq_length": max_length,
         "load_in_4bit": load_in == "4bit",
         "load_in_8bit": load_in == "8bit",
         "load_in_16bit": load_in == "16bit" and not full,
@@ -72,8 +71,7 @@ def load_model(
         arguments["revision"] = source.revision
     try:
         model, _ = unsloth.FastVisionModel.from_pretrained(**arguments)
-        # Unsloth's own choice of processor falls back to a bare tokenizer in silence.
-        processor = AutoProcessor.from_pretrained(source.processor, trust_remote_code=trust_remote_code)
+        # Its own choice of processor falls back to a bare tokenizer in silence: ours is loaded before.
     except torch.cuda.OutOfMemoryError as error:
         raise ResourceError(f"{source.name}: the GPU has no room for the weights in {load_in}; try --load-in 4bit") from error
     except (OSError, ValueError) as error:

@@ -1,0 +1,144 @@
+"""The command line of vlmtrain. Heavy imports stay inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vlmdata.errors import ConfigError, ToolkitError
+from vlmdata.options import add_options, build_section, read_yaml
+from vlmtrain.config import SECTIONS, FitConfig
+from vlmtrain.quiet import quieten_libraries
+from vlmtrain.settings import EvalConfig, ExportConfig, GenerateConfig
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with the code that the error, if any, stands for."""
+    quieten_libraries()
+    try:
+        cli.main(args=arguments, prog_name="vlmtrain", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ToolkitError as error:
+        problems = error.problems if isinstance(error, ConfigError) else (str(error),)
+        for problem in problems:
+            click.echo(f"error: {problem}", err=True)
+        sys.exit(error.exit_code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="vlmtrain")
+def cli() -> None:
+    """Fine-tunes, evaluates and exports vision-language models on folders that `vlmdata build` made."""
+
+
+def _fit_config(config_file: Path | None, options: dict[str, Any]) -> FitConfig:
+    values = read_yaml(config_file, SECTIONS) if config_file else {}
+    return FitConfig.from_values(values | {name: value for name, value in options.items() if value not in (None, ())})
+
+
+@cli.command()
+@click.argument("config_file", metavar="[CONFIG.yaml]", required=False, type=click.Path(path_type=Path))
+@add_options(*SECTIONS)
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of --out.")
+@click.option("--overwrite", is_flag=True, help="Throw an earlier run in --out away.")
+def fit(config_file: Path | None, resume: bool, overwrite: bool, **options: Any) -> None:
+    """Train a model on a built folder.
+
+    Options win over CONFIG.yaml, which has the same names. The set is checked before weights are loaded; what was
+    chosen is printed. OUT/run.json is written last.
+    """
+    config = _fit_config(config_file, options)
+    from vlmtrain.training import fit as run_fit
+
+    run_fit(config, resume=resume, overwrite=overwrite)
+
+
+@cli.command()
+@click.argument("config_file", metavar="[CONFIG.yaml]", required=False, type=click.Path(path_type=Path))
+@add_options(*SECTIONS, skip=("out",))
+def check(config_file: Path | None, **options: Any) -> None:
+    """Check a built folder against a model, as `fit` does before it loads weights."""
+    config = _fit_config(config_file, options | {"out": Path(os.devnull)})
+    from vlmtrain.training import prepare
+
+    prepare(config)
+    click.echo("checked: this set can be trained on")
+
+
+@cli.command("eval")
+@click.argument("model_or_run")
+@add_options(EvalConfig)
+def evaluate(model_or_run: str, **options: Any) -> None:
+    """Answer held-out rows and score the answers.
+
+    Beside the score stands what the most frequent training answer scores; --swap-images and --compare add more.
+    """
+    config = _build(EvalConfig, options)
+    from vlmtrain.evaluation import describe_result
+    from vlmtrain.evaluation import evaluate as run_evaluate
+
+    click.echo(describe_result(run_evaluate(model_or_run, config)))
+
+
+@cli.command()
+@click.argument("model_or_run")
+@add_options(GenerateConfig)
+def generate(model_or_run: str, **options: Any) -> None:
+    """Answer a prompt about pictures, or a JSON-lines file of prompts."""
+    config = _build(GenerateConfig, options)
+    from vlmtrain.answers import answer_all
+
+    for line in answer_all(model_or_run, config):
+        click.echo(line if isinstance(line, str) else json.dumps(line, ensure_ascii=False))
+
+
+@cli.command()
+@click.argument("model_or_run")
+@add_options(ExportConfig)
+def export(model_or_run: str, **options: Any) -> None:
+    """Write the trained model for others to load, and check that it is the trained one."""
+    config = _build(ExportConfig, options)
+    from vlmtrain.exports import describe_export
+    from vlmtrain.exports import export as run_export
+
+    report = run_export(model_or_run, config)
+    click.echo(describe_export(config.out, report))
+
+
+@cli.command()
+@click.argument("family")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--hidden-size", type=int, default=None, help="Width of the language model.")
+@click.option("--layers", type=int, default=None, help="Layers of the language model.")
+@click.option("--seed", type=int, default=None, help="Of the random weights.")
+def tiny(family: str, folder: Path, **sizes: int | None) -> None:
+    """Make a tiny randomly initialised model of a family, offline, for trying a pipeline out.
+
+    It has the family's real architecture, processor and chat template; it knows nothing.
+    """
+    from vlmtrain.tiny import make_tiny
+
+    make_tiny(family, folder, **{name: value for name, value in sizes.items() if value is not None})
+    click.echo(f"{folder}: a tiny {family} model")
+
+
+def _build(section: type[Any], options: dict[str, Any]) -> Any:
+    problems: list[str] = []
+    config = build_section(section, options, problems)
+    if problems:
+        raise ConfigError(problems)
+    return config

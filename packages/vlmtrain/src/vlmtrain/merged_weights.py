@@ -1,0 +1,99 @@
+"""Whether a merged model's weights are the base's plus the adapter's, looked at weight by weight.
+
+Logits on a few rows cannot tell a lost adapter from a well-merged one when training changed little, or a vision
+adapter that those rows hardly use. So of every adapted layer some weights are computed here and found again there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vlmdata.errors import DataError
+
+__all__ = ["MergedWeights", "WeightSample", "compare_weights", "sample_merged_weights"]
+
+_WEIGHTS_A_LAYER = 512
+# bfloat16 keeps 8 bits: one rounding moves a value by up to 2^-9 of it. Merging may round the change and the sum.
+_ROUNDING = 2.0**-8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightSample:
+    """Some weights of one adapted layer as they must stand after merging."""
+
+    positions: Any
+    """`(W,)` flat positions in the layer's weight."""
+    expected: Any
+    """`(W,)` float32, base plus adapter."""
+    change: Any
+    """`(W,)` float32, the adapter's part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergedWeights:
+    """What was found again."""
+
+    layers: int
+    """Adapted layers."""
+    changed_layers: int
+    """Layers in which the adapter's part survives rounding, so that a lost adapter would be seen."""
+    wrong_layers: tuple[str, ...]
+    """Layers in which a weight is off by more than rounding."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dictionary."""
+        return asdict(self)
+
+
+def sample_merged_weights(model: Any) -> dict[str, WeightSample]:
+    """Computes some weights of every adapted layer as they must stand after merging.
+
+    Args:
+        model: A peft model on an unquantised base.
+
+    Returns:
+        Samples by the layer's name in the base model.
+    """
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    generator = torch.Generator().manual_seed(0)
+    samples: dict[str, WeightSample] = {}
+    for name, module in model.get_base_model().named_modules():
+        if not isinstance(module, LoraLayer) or not module.active_adapters:
+            continue
+        weight = module.get_base_layer().weight
+        positions = torch.randint(weight.numel(), (_WEIGHTS_A_LAYER,), generator=generator)
+        change = sum(module.get_delta_weight(adapter).float() for adapter in module.active_adapters)
+        picked = change.flatten().cpu()[positions]
+        expected = weight.detach().float().flatten().cpu()[positions] + picked
+        samples[name] = WeightSample(positions=positions, expected=expected, change=picked)
+    return samples
+
+
+def compare_weights(samples: dict[str, WeightSample], merged: Any) -> MergedWeights:
+    """Finds sampled weights again in a merged model.
+
+    Args:
+        samples: From the trained model.
+        merged: The exported model, without adapters.
+
+    Raises:
+        DataError: A layer is missing, or weights are off by more than rounding.
+    """
+    modules = dict(merged.named_modules())
+    wrong = []
+    changed = 0
+    for name, sample in samples.items():
+        if name not in modules:
+            raise DataError(f"the export has no layer {name}, which was adapted")
+        actual = modules[name].weight.detach().flatten().cpu()[sample.positions].float()
+        rounding = _ROUNDING * (sample.expected.abs() + sample.change.abs())
+        if bool(((actual - sample.expected).abs() > rounding).any()):
+            wrong.append(name)
+        changed += bool((sample.change.abs() > rounding).any())
+    found = MergedWeights(layers=len(samples), changed_layers=changed, wrong_layers=tuple(wrong))
+    if wrong:
+        raise DataError(f"{len(wrong)} of {len(samples)} adapted layers are not merged as trained, the first is {wrong[0]}")
+    return found

@@ -1,0 +1,125 @@
+"""The folder of a run: what it holds, when it may be written to, and where it stands.
+
+    RUN/config.yaml       every setting, resolved: `vlmtrain fit RUN/config.yaml` repeats the run
+    RUN/metrics.jsonl     one line for each logged step
+    RUN/checkpoints/      what a stopped run goes on from
+    RUN/adapter/, model/  the best checkpoint's weights, with the processor
+    RUN/run.json          written last: where it exists, the run is whole
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmdata.errors import ConfigError, DataError, ResourceError
+from vlmdata.manifest import write_json_atomically
+from vlmtrain.config import SECTIONS, FitConfig
+
+__all__ = ["RunFolder", "open_run_folder"]
+
+# What may differ between a run and its continuation without changing what is learned.
+_FREE_TO_CHANGE = frozenset({"out", "workers", "keep_checkpoints", "log_steps"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+    """The folder."""
+    method: str
+    """`lora` or `full`."""
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """The log of the steps."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What a stopped run goes on from."""
+        return self.path / "checkpoints"
+
+    @property
+    def weights(self) -> Path:
+        """Where the result's weights and processor go."""
+        return self.path / ("adapter" if self.method == "lora" else "model")
+
+    @property
+    def report(self) -> Path:
+        """The file whose existence means that the run is whole."""
+        return self.path / "run.json"
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint."""
+        found = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+        return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+    def finish(self, report: dict[str, Any]) -> None:
+        """Writes run.json."""
+        write_json_atomically(self.report, report)
+
+
+def open_run_folder(config: FitConfig, *, resume: bool, overwrite: bool) -> RunFolder:
+    """Makes a run's folder, or goes on with one.
+
+    Args:
+        config: The run's settings; written to config.yaml.
+        resume: Go on from the last checkpoint.
+        overwrite: Throw an earlier run away.
+
+    Raises:
+        ConfigError: There is a run already, or the one to go on with had other settings.
+        DataError: There is nothing to go on with.
+        ResourceError: The folder cannot be written.
+    """
+    import yaml
+
+    run = RunFolder(path=config.run.out.resolve(), method=config.adapter.method)
+    if resume:
+        _check_same_run(run, config)
+    elif run.config.exists() and not overwrite:
+        state = "is finished" if run.report.exists() else "was begun and did not finish"
+        raise ConfigError(f"{config.run.out}: a run is here and {state}; --resume goes on with it, --overwrite throws it away")
+    try:
+        if overwrite and not resume and run.config.exists():
+            _remove_run(run)
+        run.report.unlink(missing_ok=True)
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        run.config.write_text(yaml.safe_dump(config.flat(), sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise ResourceError(f"{config.run.out}: cannot be written: {error.strerror}") from error
+    return run
+
+
+def _remove_run(run: RunFolder) -> None:
+    # only what a run writes: a folder named by mistake keeps everything else
+    for folder in (run.checkpoints, run.path / "adapter", run.path / "model"):
+        if folder.exists():
+            shutil.rmtree(folder)
+    for file in (run.report, run.metrics, run.config):
+        file.unlink(missing_ok=True)
+
+
+def _check_same_run(run: RunFolder, config: FitConfig) -> None:
+    from vlmdata.options import read_yaml
+
+    if not run.config.is_file():
+        raise DataError(f"{config.run.out}: no run to resume here (no config.yaml); start it without --resume")
+    before = FitConfig.from_values(read_yaml(run.config, SECTIONS)).flat()
+    now = config.flat()
+    changed = [
+        f"{name} was {before[name]!r}, now {now[name]!r}"
+        for name in now
+        if name not in _FREE_TO_CHANGE and before.get(name) != now[name]
+    ]
+    if changed:
+        raise ConfigError(f"{config.run.out}: a resumed run keeps its settings; changed: {', '.join(changed)}")

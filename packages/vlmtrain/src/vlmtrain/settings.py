@@ -1,0 +1,125 @@
+"""Settings of the commands other than `fit`; their attribute docstrings are the help texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vlmdata.errors import ConfigError
+from vlmtrain.config import BackendName, LoadIn
+
+__all__ = ["EvalConfig", "ExportConfig", "GenerateConfig"]
+
+
+def _not_positive(section: Any, *names: str) -> list[str]:
+    values = {name: getattr(section, name) for name in names}
+    return [f"{name} must be positive, not {value!r}" for name, value in values.items() if value is not None and value <= 0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalConfig:
+    """What to evaluate on, and against what."""
+
+    data: Path | None = None
+    """Folder that `vlmdata build` made. Unset: that of the run."""
+    split: str = "val"
+    """Split to answer."""
+    metrics: tuple[str, ...] = ("exact_match", "cer", "wer")
+    """Metric; give the option again for more. [default: exact_match, cer, wer]"""
+    rows: int | None = None
+    """Most rows, drawn once by the seed. Unset: all."""
+    batch_size: int = 8
+    """Rows answered at once."""
+    max_new_tokens: int | None = None
+    """Longest answer in tokens. Unset: the longest reference and some more."""
+    backend: BackendName = "auto"
+    """Program that answers: Unsloth where a supported GPU is there, else transformers."""
+    load_in: LoadIn = "auto"
+    """Precision of the weights. auto: that of the run's training."""
+    compare: str | None = None
+    """Another model or run that answers the same rows."""
+    swap_images: bool = False
+    """Answer once more with each row's pictures taken from another row: does the model look?"""
+    out: Path | None = None
+    """File for the result. Unset: eval-SPLIT.json in the run's or model's folder."""
+    seed: int = 0
+    """Of the choice of rows and the bootstrap."""
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        if problems := _not_positive(self, "rows", "batch_size", "max_new_tokens"):
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """What to write, and on what to check it."""
+
+    out: Path
+    """Folder to write."""
+    format: Literal["adapter", "merged_16bit"] = "merged_16bit"
+    """adapter: the adapter with its processor, to be put on its base. merged_16bit: a whole model that needs no adapter."""
+    data: Path | None = None
+    """Folder whose rows the export is checked on. Unset: that of the run."""
+    check_rows: int = 8
+    """Rows to check on."""
+    backend: BackendName = "auto"
+    """Program that merges: Unsloth where a supported GPU is there, else peft."""
+    overwrite: bool = False
+    """Replace an earlier export."""
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        if problems := _not_positive(self, "check_rows"):
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateConfig:
+    """What to ask."""
+
+    prompt: str | None = None
+    """The question."""
+    image: tuple[Path, ...] = ()
+    """Picture file; again for more pictures in one request."""
+    system: str | None = None
+    """Text of a system turn."""
+    batch: Path | None = None
+    """JSON-lines file of requests {"prompt": …, "image": FILE}; the answers come as JSON lines."""
+    batch_size: int = 8
+    """Requests answered at once."""
+    max_new_tokens: int = 256
+    """Longest answer in tokens."""
+    temperature: float = 0.0
+    """0 takes the likeliest token each time; above, tokens are drawn."""
+    seed: int = 0
+    """Of the drawing."""
+    backend: BackendName = "auto"
+    """Program that answers: Unsloth where a supported GPU is there, else transformers."""
+    load_in: LoadIn = "auto"
+    """Precision of the weights. auto: that of the run's training."""
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ConfigError: A value is out of range, or there is nothing to ask.
+        """
+        problems = _not_positive(self, "batch_size", "max_new_tokens")
+        if self.temperature < 0:
+            problems.append(f"temperature must not be negative, as {self.temperature!r} is")
+        if (self.prompt is None) == (self.batch is None):
+            problems.append("pass either --prompt (with --image) or --batch")
+        if self.batch is not None and self.image:
+            problems.append("--image goes with --prompt; the lines of --batch name their own pictures")
+        if problems:
+            raise ConfigError(problems)
