@@ -1,0 +1,145 @@
+"""Rows of other tools' formats become samples. A format is a module with `NAME`, `detect`, `plan` and `convert`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from vlmdata.config import ColumnConfig, InputConfig
+from vlmdata.errors import ConfigError
+from vlmdata.formats import columns, llava, messages
+from vlmdata.formats.conversation import Draft
+from vlmdata.formats.filters import RowFilter
+from vlmdata.formats.reading import Reading
+from vlmdata.formats.templates import as_text, list_columns
+from vlmdata.formats.validation import check_messages, escape_tokens
+from vlmdata.sample import Message, Part, Problem, RawRow, Sample
+
+__all__ = ["FORMATS", "Reading", "convert_row", "encode_meta", "plan_reading", "read_group"]
+
+# Asked in this order; columns fits everything, so it comes last.
+FORMATS = (messages, llava, columns)
+
+
+def plan_reading(
+    rows: Sequence[RawRow], config: InputConfig, column_config: ColumnConfig, group_by: str | None
+) -> Reading:
+    """Tell the format of an input from its first rows, and find its columns.
+
+    Raises:
+        ConfigError: an option names a column that is not there, or does not go with the format; all are named.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    problems: list[str] = []
+    reading: Reading | None = None
+    try:
+        reading = _choose(rows, config, column_config).plan(names, column_config)
+    except ConfigError as error:
+        problems.extend(error.problems)
+    where = None
+    try:
+        where = RowFilter(config.where) if config.where else None
+        if where is not None:
+            where.require_columns(names)
+    except ConfigError as error:
+        problems.extend(error.problems)
+    for option, column in (
+        ("id", column_config.id),
+        ("group-by", group_by),
+        *(("keep", c) for c in column_config.keep),
+    ):
+        if column is not None and column not in names:
+            problems.append(f"{option} {column!r}: no such column; {list_columns(names)}")
+    if problems or reading is None:
+        raise ConfigError(problems)
+    return replace(
+        reading,
+        id=column_config.id or ("id" if "id" in names else None),
+        keep=column_config.keep,
+        group_by=group_by,
+        where=where,
+        escape_tokens=column_config.template_tokens == "escape",
+    )
+
+
+def _choose(rows: Sequence[RawRow], config: InputConfig, column_config: ColumnConfig) -> Any:
+    wants_columns = column_config.instruction is not None or column_config.response is not None
+    if config.format != "auto":
+        if wants_columns and config.format != columns.NAME:
+            raise ConfigError(f"--instruction and --response are for column sets, not for --format {config.format}")
+        return next(module for module in FORMATS if module.NAME == config.format)
+    return columns if wants_columns else next(module for module in FORMATS if module.detect(rows))
+
+
+def convert_row(row: RawRow, index: int, source: str, reading: Reading) -> Sample | Problem:
+    """Turn a raw row into a checked sample, or say why there is none."""
+    module = next(module for module in FORMATS if module.NAME == reading.format)
+    draft: Draft | Problem = module.convert(row, reading)
+    if isinstance(draft, Problem):
+        return draft
+    if reading.system is not None and draft.messages[0].role != "system":
+        system = reading.system.render(row)
+        if isinstance(system, str):
+            draft.messages.insert(0, Message("system", [Part("text", system)]))
+        elif not reading.system.is_column:
+            return system
+    if reading.escape_tokens:
+        _escape(draft)
+    if problem := check_messages(draft.messages):
+        return problem
+    last = "".join(part.text or "" for part in draft.messages[-1].content)
+    return Sample(
+        id=_read_id(row, index, source, reading),
+        source=source,
+        row=index,
+        messages=draft.messages,
+        images=draft.images,
+        references=draft.references or [last],
+        meta={name: row.get(name) for name in reading.keep},
+    )
+
+
+def _escape(draft: Draft) -> None:
+    for message in draft.messages:
+        for part in message.content:
+            if part.text is not None:
+                part.text = escape_tokens(part.text)
+    draft.references = [escape_tokens(text) for text in draft.references]
+
+
+def _read_id(row: RawRow, index: int, source: str, reading: Reading) -> str:
+    value = as_text(row.get(reading.id), reading.id) if reading.id is not None else None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return f"{source}:{index}"
+
+
+def read_group(row: RawRow, reading: Reading) -> str | None:
+    """Return the value of the `--group-by` column as text; rows without one are in no group."""
+    if reading.group_by is None:
+        return None
+    value = row.get(reading.group_by)
+    return None if value is None or value == "" else _plain_json(value)
+
+
+def encode_meta(sample: Sample) -> str:
+    """Return the kept columns as the JSON of the `meta` column; what JSON does not know is written as text."""
+    return _plain_json(sample.meta)
+
+
+def _plain_json(value: Any) -> str:
+    return json.dumps(_without_nan(value), ensure_ascii=False, default=str).encode("utf-8", "replace").decode()
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity; they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return value

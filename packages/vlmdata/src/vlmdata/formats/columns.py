@@ -1,0 +1,115 @@
+"""Column sets: an image, what is asked, and the answer, each in a column of its own or made by a template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vlmdata.config import ColumnConfig
+from vlmdata.errors import ConfigError
+from vlmdata.formats.conversation import Draft, as_image_refs
+from vlmdata.formats.reading import Reading
+from vlmdata.formats.templates import Template, as_text, list_columns, parse_template
+from vlmdata.sample import ImageRef, Message, Part, Problem, RawRow
+
+__all__ = ["IMAGE_COLUMNS", "NAME", "convert", "detect", "plan"]
+
+NAME = "columns"
+
+IMAGE_COLUMNS = ("image", "images", "image_path", "image_file", "file_name", "filename", "img", "image_url")
+INSTRUCTION_COLUMNS = ("instruction", "question", "prompt", "query")
+RESPONSE_COLUMNS = (
+    "response",
+    "answer",
+    "answers",
+    "multiple_choice_answer",
+    "output",
+    "completion",
+    "text",
+    "caption",
+    "captions",
+)
+
+
+def detect(rows: Sequence[RawRow]) -> bool:
+    """Every row with plain columns can be one; this is what is left when no other format fits."""
+    return True
+
+
+def plan(columns: Sequence[str], config: ColumnConfig) -> Reading:
+    """Find the columns by their usual names, or by what the options say.
+
+    Raises:
+        ConfigError: what is asked, or the answer, is nowhere to be found, or an option names no column.
+    """
+    problems: list[str] = []
+
+    def one(option: str, given: str | None, usual: Sequence[str], *, constant: bool, needed: bool) -> Template | None:
+        text = given if given is not None else next((name for name in usual if name in columns), None)
+        if text is None:
+            if needed:
+                hint = "a column, a template with {column}" + (" or a constant text with a space" if constant else "")
+                problems.append(f"no column for the {option}: give --{option} {hint}; {list_columns(columns)}")
+            return None
+        try:
+            return parse_template(option, text, columns, allow_constant=constant)
+        except ConfigError as error:
+            problems.extend(error.problems)
+            return None
+
+    images = [one("image", text, (), constant=False, needed=True) for text in config.image]
+    if not config.image:
+        images = [one("image", None, IMAGE_COLUMNS, constant=False, needed=False)]
+    reading = Reading(
+        format=NAME,
+        image=tuple(image for image in images if image is not None),
+        instruction=one("instruction", config.instruction, INSTRUCTION_COLUMNS, constant=True, needed=True),
+        response=one("response", config.response, RESPONSE_COLUMNS, constant=False, needed=True),
+        system=one("system", config.system, ("system",), constant=True, needed=False),
+    )
+    if problems:
+        raise ConfigError(problems)
+    return reading
+
+
+def convert(row: RawRow, reading: Reading) -> Draft | Problem:
+    """Make a conversation of one question and one answer, images first."""
+    assert reading.instruction is not None
+    assert reading.response is not None
+    images: list[ImageRef] = []
+    for template in reading.image:
+        value = template.value(row)
+        found = value if isinstance(value, Problem) else as_image_refs(value, template.text)
+        if isinstance(found, Problem):
+            # a template over an empty column names no image either
+            return Problem("image_missing", found.detail)
+        if not found:
+            return Problem("image_missing", f"{template.text!r} is an empty list")
+        images.extend(found)
+    instruction = reading.instruction.render(row)
+    if isinstance(instruction, Problem):
+        return instruction
+    answers = _read_answers(reading.response.value(row), reading.response.text)
+    if isinstance(answers, Problem):
+        return answers
+    question = [*(Part("image") for _ in images), Part("text", instruction)]
+    messages = [Message("user", question), Message("assistant", [Part("text", answers[0])])]
+    return Draft(messages, images, answers)
+
+
+def _read_answers(value: Any, name: str) -> list[str] | Problem:
+    """Return every accepted answer once, in order; the first is the one to train on."""
+    if isinstance(value, Problem):
+        return value
+    if not isinstance(value, list | tuple):
+        text = as_text(value, name)
+        return text if isinstance(text, Problem) else [text]
+    answers: dict[str, None] = {}
+    for item in value:
+        # VQAv2 and its kin: a list of {"answer": …, "answer_confidence": …}
+        text = as_text(item.get("answer") if isinstance(item, dict) else item, name)
+        if not isinstance(text, Problem):
+            answers[text] = None
+        elif text.reason != "empty_text":
+            return text
+    return list(answers) or Problem("empty_text", f"{name!r} holds no answer")

@@ -1,0 +1,55 @@
+"""How the rows of one input are read: its format, the columns that were found, and the options that apply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlmdata.formats.filters import RowFilter
+from vlmdata.formats.templates import Template
+
+__all__ = ["Reading"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The decisions that turn a raw row into a sample; made once per input, and sent to the workers.
+
+    Attributes:
+        format: the name of the format's module.
+        image: where the images come from, in the order they are shown.
+        instruction: what the user says, of column sets.
+        response: what the assistant says, of column sets.
+        system: the system text, put before conversations that have none of their own.
+        messages: the column that holds the conversation, of conversation formats.
+        id: the column with the row's id.
+        keep: columns carried into `meta`.
+        group_by: the column whose equal values stay in one split.
+        where: which rows are wanted.
+        escape_tokens: break template tokens up instead of rejecting the row.
+    """
+
+    format: str
+    image: tuple[Template, ...] = ()
+    instruction: Template | None = None
+    response: Template | None = None
+    system: Template | None = None
+    messages: str | None = None
+    id: str | None = None
+    keep: tuple[str, ...] = ()
+    group_by: str | None = None
+    where: RowFilter | None = None
+    escape_tokens: bool = False
+
+    def describe(self) -> str:
+        """Return, in one line, what was chosen, for the summary of a build."""
+        chosen = {
+            "image": ", ".join(template.text for template in self.image) or None,
+            "instruction": self.instruction and self.instruction.text,
+            "response": self.response and self.response.text,
+            "system": self.system and self.system.text,
+            "messages": self.messages,
+            "id": self.id,
+        }
+        named = ", ".join(f"{name} {text!r}" for name, text in chosen.items() if text)
+        images = "" if self.image or self.messages else "; no image column, so rows are text only"
+        return f"{self.format} ({named}{images})"

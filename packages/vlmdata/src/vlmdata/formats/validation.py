@@ -1,0 +1,76 @@
+"""What every conversation must be, whatever format it came from."""
+
+from __future__ import annotations
+
+import re
+
+from vlmdata.sample import Message, Problem
+
+__all__ = ["check_messages", "check_text", "escape_tokens", "find_token"]
+
+# Tokens that chat templates and processors of vision-language models give a meaning to: `<|im_end|>` and its kin,
+# Gemma's turns, Mistral's brackets, sentence marks, and the places of images.
+_TOKEN = re.compile(
+    r"<\|[^|<>\s]{1,64}\|>"
+    r"|</?(?:s|bos|eos|pad|unk|mask|image|video|audio|img|image_soft_token|image_pad|start_of_image|end_of_image"
+    r"|start_of_turn|end_of_turn|unused\d+|image_start|image_end|im_patch|im_start|im_end)>"
+    r"|\[/?(?:INST|IMG|IMG_BREAK|IMG_END|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|THINK)\]"
+    r"|<</?SYS>>"
+)
+# Everything below a space but tab and line breaks, and delete.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+def find_token(text: str) -> str | None:
+    """Return the first chat-template token that stands in a text."""
+    match = _TOKEN.search(text)
+    return match[0] if match else None
+
+
+def escape_tokens(text: str) -> str:
+    """Break every chat-template token up with a space, so that no tokenizer takes it for one."""
+    while (escaped := _TOKEN.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)) != text:
+        text = escaped
+    return text
+
+
+def check_text(text: str) -> Problem | None:
+    """Return what makes a text unfit: control characters, half characters, or a template's own token."""
+    if control := _CONTROL.search(text):
+        return Problem("control_character", f"character {ord(control[0]):#04x} at position {control.start()}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return Problem("bad_encoding", f"half a surrogate pair at position {error.start}")
+    if token := find_token(text):
+        return Problem("template_token", f"{token!r} stands in the text (--template-tokens escape keeps such rows)")
+    return None
+
+
+def check_messages(messages: list[Message]) -> Problem | None:
+    """Return what is wrong with a conversation: its turns, an empty text, or a text that is unfit."""
+    if problem := _check_turns([message.role for message in messages]):
+        return problem
+    for message in messages:
+        texts = [part.text or "" for part in message.content if part.type == "text"]
+        shows_image = any(part.type == "image" for part in message.content)
+        if not any(text.strip() for text in texts) and not shows_image:
+            return Problem("empty_text", f"a turn of the {message.role} says nothing")
+        for text in texts:
+            if problem := check_text(text):
+                return problem
+    return None
+
+
+def _check_turns(roles: list[str]) -> Problem | None:
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if "system" in turns:
+        return Problem("role_order", "a system turn that is not the first")
+    if not turns:
+        return Problem("no_messages", "no turn of a user")
+    expected = ["user", "assistant"] * ((len(turns) + 1) // 2)
+    if turns != expected[: len(turns)]:
+        return Problem("role_order", f"turns are not user and assistant in turn: {', '.join(turns)[:100]}")
+    if turns[-1] != "assistant":
+        return Problem("no_answer", "the conversation ends with the user")
+    return None
