@@ -1,4 +1,4 @@
-"""The description of a model family: how its chats look, what its rows may hold, and what its processor does to sizes."""
+"""The description of a model family: how its chats look, what its rows may hold, what its processor does to sizes."""
 
 from __future__ import annotations
 

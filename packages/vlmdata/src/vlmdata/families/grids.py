@@ -1,7 +1,7 @@
 """What a family's image processor makes of a picture's size, and how many tokens that takes; nothing is decoded.
 
-Each class repeats the arithmetic of one transformers image processor (5.17), down to its rounding, and is tested against it.
-Sizes are (width, height) in px throughout.
+Each class repeats the arithmetic of one transformers image processor (5.17), to its rounding, and is tested against
+it. Sizes are (width, height) in px throughout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ __all__ = [
     "Size",
     "StretchGrid",
     "TileGrid",
-    "fixed_point_size",
 ]
 
 Size = tuple[int, int]
@@ -173,7 +172,7 @@ class TileGrid:
         return 1
 
     def choose_canvas(self, width: int, height: int) -> Size:
-        """Columns and rows of tiles: the smallest enlargement that fits, else the least shrinking; then fewest tiles."""
+        """Columns and rows of tiles: the least enlargement that fits, else the least shrinking; then fewest tiles."""
         shapes = [
             (rows, columns)
             for rows in range(1, self.max_tiles + 1)
@@ -284,45 +283,3 @@ class PinpointGrid:
         wide, high = self.choose_pinpoint(width, height)
         tiles = 1 + (wide // self.tile_px) * (high // self.tile_px)
         return tiles * ((self.tile_px // self.patch_px) ** 2 + self.class_positions)
-
-
-def fixed_point_size(
-    grid: ImageGrid, width: int, height: int, *, max_side: int, min_side: int, max_upscale: float = 4.0
-) -> Size | None:
-    """Return the size to store a picture in so that the processor leaves it alone.
-
-    The aspect ratio is kept up to rounding to `side_step_px`. Where both bounds cannot be met the upper one wins.
-
-    Args:
-        grid: The processor's numbers.
-        width: Of the original picture, in px.
-        height: The same.
-        max_side: Longest side allowed, in px.
-        min_side: Shorter side below which a picture is enlarged, in px.
-        max_upscale: How many times it may be enlarged for that.
-
-    Returns:
-        (width, height), or None where no size within `max_side` is left alone.
-    """
-    step = grid.side_step_px
-    if step is None or max_side < step:
-        return None
-    short, long = sorted((width, height))
-    scale = min(1.0, max_side / long)
-    if short < min_side:
-        scale = min(min_side / short, max_side / long, max_upscale)
-    highest = max_side // step * step
-    sides = []
-    for side in (width * scale, height * scale):
-        nearest = math.floor(side / step + 0.5) * step
-        if side >= min_side > nearest:
-            nearest += step
-        sides.append(min(max(nearest, step), highest))
-    size = (sides[0], sides[1])
-    # Bounds on the area, a smaller longest side or a tile may move it on; one step settles that, a second one shows it.
-    for _ in range(2):
-        processed = grid.processed_size(*size)
-        if processed == size:
-            return size if max(size) <= max_side else None
-        size = processed
-    return size if grid.processed_size(*size) == size and max(size) <= max_side else None

@@ -76,7 +76,8 @@ def _read_tiles(known: Any, outer: Config, image: Config) -> ImageGrid:
 
 def _added_tokens(outer: Config) -> int:
     """Tokens besides the patches': `default` drops the class token again that the tower adds."""
-    return int(outer["num_additional_image_tokens"]) - (outer["vision_feature_select_strategy"] == "default")
+    dropped = 1 if outer["vision_feature_select_strategy"] == "default" else 0
+    return int(outer["num_additional_image_tokens"]) - dropped
 
 
 def _read_crop(known: Any, outer: Config, image: Config) -> ImageGrid:

@@ -182,9 +182,9 @@ def get_family(name: str) -> Family:
 def find_family(config: Mapping[str, Any]) -> Family | None:
     """Return the family that a model's config.json belongs to, or None where it is not a known one.
 
-    `llava` is the type of Pixtral and of LLaVA 1.5, which differ by their vision tower; LLaVA variants on other language
-    models have other templates, and are none of the families. Mistral Small 3 counts as `ministral3`: class, grid and
-    markers are the same.
+    `llava` is the type of Pixtral and of LLaVA 1.5, which differ by their vision tower; LLaVA variants on other
+    language models have other templates, and are none of the families. Mistral Small 3 counts as `ministral3`: class,
+    grid and markers are the same.
     """
     text_type = (config.get("text_config") or {}).get("model_type")
     vision_type = (config.get("vision_config") or {}).get("model_type")
