@@ -11,7 +11,18 @@ from vlmdata.config import ColumnConfig, DedupConfig, ImageConfig, InputConfig, 
 from vlmdata.errors import ConfigError
 from vlmdata.options import build_section, flatten
 
-__all__ = ["SECTIONS", "BuildConfig"]
+__all__ = ["SECTIONS", "BuildConfig", "PlaceConfig"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlaceConfig:
+    """Where rows come from and where the built folder goes, as options and config files name it."""
+
+    inputs: tuple[str, ...] = ()
+    """Files, folders or Hugging Face hub ids to read."""
+    out: Path | None = None
+    """Folder to build."""
+
 
 SECTIONS = (InputConfig, ColumnConfig, ImageConfig, DedupConfig, SplitConfig, OutputConfig)
 

@@ -125,12 +125,14 @@ def open_image_folder(
     chosen, begin, end = choose_split(source_split, list(splits), str(folder))
     place = splits[chosen]
     metadata = [place / each for each in _METADATA_NAMES if (place / each).is_file()]
+    files: tuple[Path, ...]
     if metadata:
         files, kind = (metadata[0],), f"image folder with {metadata[0].name}"
         rows = _with_image(read_file, metadata[0])
     else:
         images = sorted(_list_images(place))
-        files, kind = (place,), "image folder, labels from the folders' names"
+        folders = sorted({place, *(image.parent for image in images)})
+        files, kind = tuple(folders), "image folder, labels from the folders' names"
         rows = _labelled(images, place)
 
     def read() -> Iterator[IndexedRow]:

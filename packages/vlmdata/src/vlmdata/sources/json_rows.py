@@ -20,6 +20,8 @@ __all__ = ["parse_object", "read_json", "tell_layout"]
 
 _BOM = b"\xef\xbb\xbf"
 _READ_BYTES = 1 << 20
+# No set needs more; rows travel between processes, and what walks through them may recurse.
+_MAX_DEPTH = 64
 # A whole string (group 1 holds its closing quote, or nothing where the buffer ends before it), a bracket or a comma.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)|[\[\]{},]', re.DOTALL)
 
@@ -62,12 +64,21 @@ def parse_object(text: bytes) -> RawRow | Problem:
     except UnicodeDecodeError as error:
         return Problem("bad_encoding", f"not UTF-8: {error.reason} at byte {error.start}")
     except RecursionError:
-        return Problem("json_too_deep", "objects or arrays are nested too deeply")
+        return Problem("json_too_deep", f"objects or arrays are nested more than {_MAX_DEPTH} deep")
     except ValueError as error:
         return Problem("json_broken", f"{error}")
+    if text.count(b"[") + text.count(b"{") > _MAX_DEPTH and _is_deeper(value, _MAX_DEPTH):
+        return Problem("json_too_deep", f"objects or arrays are nested more than {_MAX_DEPTH} deep")
     if not isinstance(value, dict):
         return Problem("not_an_object", f"a {type(value).__name__}, not an object with named values")
     return value
+
+
+def _is_deeper(value: object, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_is_deeper(each, depth - 1) for each in inner)
 
 
 def _split_lines(file: BinaryIO, max_row_bytes: int) -> Iterator[bytes | Problem]:

@@ -24,7 +24,7 @@ class Source:
         name: of the file, relative to the inputs' root; it goes into rejected.jsonl and the `source` column.
         kind: what it was taken for, in words, for the summary.
         image_base: the folder that relative image paths start from.
-        files: the files that hold the rows; when one of them changes, the input has changed.
+        files: the files (or, where rows are a listing, folders) whose change means that the input has changed.
         read: starts reading from the first row; may be called again.
     """
 

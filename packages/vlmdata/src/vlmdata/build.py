@@ -1,0 +1,191 @@
+"""A build, from inputs to a whole folder: read, prepare, compare, split, write, and account for every row."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlmdata.build_config import BuildConfig
+from vlmdata.errors import DataError, ResourceError
+from vlmdata.manifest import Manifest, SplitEntry, write_json_atomically
+from vlmdata.output_folder import (
+    check_output,
+    commit,
+    has_stamps_unchanged,
+    lock_output,
+    staging_folder,
+    touch_manifest,
+    write_stamps,
+)
+from vlmdata.pipeline import (
+    Prepared,
+    Settled,
+    check_rejects,
+    hash_json,
+    list_versions,
+    prepare_inputs,
+    settle_rows,
+)
+from vlmdata.publish import collect_stamps, write_splits
+from vlmdata.shard_writer import write_set_files
+from vlmdata.shards import BuiltFolder
+from vlmdata.sources import Source, open_sources
+from vlmdata.sources.image_bytes import stamp_file
+from vlmdata.stage import PartitionSummary
+from vlmdata.stats import STATS_NAME, compute_stats
+
+__all__ = ["BuildReport", "build_folder", "explain_disk_errors"]
+
+
+@dataclass(slots=True, kw_only=True)
+class BuildReport:
+    """How a build went.
+
+    Attributes:
+        out: the built folder.
+        manifest: what it holds.
+        seconds: what the build took.
+        partitions_reused: of an interrupted build, not done again.
+        was_unchanged: whether the folder was whole already and only its manifest was touched.
+        notes: what was detected and chosen, a line each.
+    """
+
+    out: Path
+    manifest: Manifest
+    seconds: float
+    partitions_reused: int = 0
+    was_unchanged: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def _ignore(_: object) -> None:
+    """Say nothing."""
+
+
+def build_folder(
+    config: BuildConfig,
+    *,
+    on_partition: Callable[[PartitionSummary], None] = _ignore,
+    on_note: Callable[[str], None] = _ignore,
+) -> BuildReport:
+    """Build `config.out` from the inputs.
+
+    A build that was interrupted goes on where it stopped; a folder that is whole and unchanged is left as it is.
+
+    Args:
+        config: everything there is to choose.
+        on_partition: called with each partition as it is done, in any order.
+        on_note: called with a line on what was detected or chosen.
+
+    Raises:
+        ConfigError: options that do not fit the data or the folder that is there.
+        DataError: an input that cannot be read, nothing left to keep, or more rejected rows than allowed.
+        MissingDependencyError: an input needs an extra that is not installed.
+        ResourceError: the disk, the network or the workers gave out; what was done stays for the next build.
+    """
+    started = time.monotonic()
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        notes.append(line)
+        on_note(line)
+
+    before = check_output(config.out, config.content_values(), overwrite=config.output.overwrite)
+    sources = open_sources(config.inputs, config.input)
+    with explain_disk_errors(config.out), lock_output(config.out):
+        if before is not None:
+            files = [path for source in sources for path in source.files]
+            if has_stamps_unchanged(config.out, files) and touch_manifest(config.out, before):
+                note(f"{config.out} is whole and its inputs are unchanged")
+                seconds = time.monotonic() - started
+                return BuildReport(out=config.out, manifest=before, seconds=seconds, was_unchanged=True, notes=notes)
+            note(f"{config.out} was built before, but its inputs or shards have changed since: building again")
+        stage = staging_folder(config.out)
+        prepared = prepare_inputs(sources, config, stage, keep_rows=True, on_partition=on_partition, on_note=note)
+        manifest = _finish(prepared, sources, config, note)
+    return BuildReport(
+        out=config.out,
+        manifest=manifest,
+        seconds=time.monotonic() - started,
+        partitions_reused=sum(each.was_done for each in prepared.partitions),
+        notes=notes,
+    )
+
+
+@contextmanager
+def explain_disk_errors(place: Path) -> Iterator[None]:
+    """Turn errors of the operating system into one clear line.
+
+    Raises:
+        ResourceError: the disk is full or cannot be written, or the memory gave out.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"{place}: the disk is full; what is done is kept for the next build") from error
+        where = f" ({error.filename})" if error.filename else ""
+        raise ResourceError(f"{place}: {error.strerror or error}{where}") from error
+    except MemoryError as error:
+        raise ResourceError("out of memory; fewer --workers need less") from error
+
+
+def _finish(
+    prepared: Prepared, sources: Sequence[Source], config: BuildConfig, note: Callable[[str], None]
+) -> Manifest:
+    """Write the folder beside its place and move it in; the manifest comes last."""
+    stage = staging_folder(config.out)
+    ready = stage / "ready"
+    shutil.rmtree(ready, ignore_errors=True)
+    ready.mkdir()
+    report = ready / "rejected.jsonl"
+    settled = settle_rows(config, stage, prepared.partitions, report)
+    try:
+        check_rejects(settled.counts, config.output.max_reject_rate, config.out / report.name)
+    except DataError:
+        if not (config.out / "manifest.json").exists():
+            shutil.copyfile(report, config.out / report.name)
+        raise
+    names = ["train", *config.split.fractions]
+    entries = write_splits(ready, stage, settled.staged, settled.split_of, names, config.output.shard_bytes)
+    write_set_files(ready, entries)
+    for name, entry in entries.items():
+        if not entry.rows:
+            note(f"split {name!r} has no rows")
+    manifest = _describe(prepared, settled, entries, config)
+    write_json_atomically(ready / STATS_NAME, compute_stats(BuiltFolder(ready, manifest)))
+    stamps = [stamp_file(str(path.resolve())) for source in sources for path in source.files]
+    write_stamps(config.out, [*stamps, *collect_stamps(stage, (each.number for each in prepared.partitions))])
+    commit(config.out, ready, manifest)
+    return manifest
+
+
+def _describe(prepared: Prepared, settled: Settled, entries: Mapping[str, SplitEntry], config: BuildConfig) -> Manifest:
+    inputs = []
+    for stream, reading in prepared.inputs:
+        mine = [each for each in prepared.partitions if each.source == stream.source.name]
+        inputs.append(
+            {
+                "path": stream.source.name,
+                "kind": stream.source.kind,
+                "format": reading.format,
+                "rows": sum(each.read for each in mine),
+                "digest": hash_json([each.input_digest for each in mine]),
+            }
+        )
+    content = config.content_values()
+    # where the inputs lie is not what they are
+    portable = {name: value for name, value in content.items() if name not in ("inputs", "image_root")}
+    return Manifest(
+        splits=entries,
+        counts=settled.counts,
+        fingerprint=hash_json([portable, inputs, list_versions()]),
+        config=content,
+        versions=list_versions(),
+        inputs=tuple(inputs),
+    )

@@ -1,0 +1,189 @@
+"""The parts of a build that a check shares: read and prepare all rows, then decide which are kept and where they go."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmdata.build_config import BuildConfig
+from vlmdata.dedup import Duplicates, ImageLinks, find_duplicates, link_images
+from vlmdata.errors import ConfigError, DataError
+from vlmdata.formats import Reading, plan_reading
+from vlmdata.manifest import Counts
+from vlmdata.publish import write_rejections
+from vlmdata.sources import Source
+from vlmdata.splits import assign_splits
+from vlmdata.stage import (
+    PartitionSummary,
+    RowStream,
+    StagedSet,
+    WorkSettings,
+    count_workers,
+    cut_partitions,
+    gather_signatures,
+    open_stream,
+    run_partitions,
+)
+
+__all__ = ["Prepared", "Settled", "check_rejects", "hash_json", "list_versions", "prepare_inputs", "settle_rows"]
+
+# Part of every partition's key: a change in what is staged makes older staged files useless.
+_STAGE_VERSION = 1
+# Reasons that are choices, not defects of the data: they do not count towards --max-reject-rate.
+_CHOSEN_REASONS = frozenset(("filtered", "duplicate_exact", "duplicate_near"))
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The inputs with how each is read, and the staged partitions, both in order."""
+
+    inputs: Sequence[tuple[RowStream, Reading]]
+    partitions: Sequence[PartitionSummary]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The staged rows with their splits.
+
+    Attributes:
+        staged: R staged rows.
+        split_of: (R,) 0 for train, 1 for the first split set aside and so on, -1 for rows that are dropped.
+        counts: of all rows that were read.
+    """
+
+    staged: StagedSet
+    split_of: npt.NDArray[np.int64]
+    counts: Counts
+
+
+def list_versions() -> dict[str, str]:
+    """Return the versions of everything that has a say in the bytes of a shard."""
+    return {name: version(name) for name in ("vlmdata", "pillow", "pyarrow", "numpy", "xxhash")}
+
+
+def hash_json(value: Any) -> str:
+    """Return a 128-bit hash, as hex, of a value that JSON can hold."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def prepare_inputs(
+    sources: Sequence[Source],
+    config: BuildConfig,
+    stage: Path,
+    *,
+    keep_rows: bool,
+    on_partition: Callable[[PartitionSummary], None],
+    on_note: Callable[[str], None],
+) -> Prepared:
+    """Read all rows and stage what becomes of them in the folder `stage`.
+
+    Args:
+        sources: the opened inputs.
+        config: of the build.
+        stage: an existing folder.
+        keep_rows: whether to stage the shard rows too; signatures and rejections always are.
+        on_partition: called with each partition as it is done, in any order.
+        on_note: called with a line on each input: what it is and how it is read.
+
+    Raises:
+        ConfigError: columns that are not there, of all inputs at once.
+        DataError: an input that cannot be read.
+        ResourceError: worker processes do not start or die without end.
+    """
+    inputs = _plan(sources, config, on_note)
+    settings = WorkSettings(
+        folder=stage,
+        key=hash_json([_STAGE_VERSION, list_versions(), config.stage_values(), keep_rows]),
+        input=config.input,
+        images=config.images,
+        keep_rows=keep_rows,
+    )
+    partitions = []
+    for summary in run_partitions(cut_partitions(inputs), settings, count_workers(config.output.workers)):
+        on_partition(summary)
+        partitions.append(summary)
+    return Prepared(inputs, sorted(partitions, key=lambda each: each.number))
+
+
+def _plan(
+    sources: Sequence[Source], config: BuildConfig, on_note: Callable[[str], None]
+) -> list[tuple[RowStream, Reading]]:
+    """Look at the first rows of every input and decide how it is read."""
+    planned: list[tuple[RowStream, Reading]] = []
+    problems: list[str] = []
+    for source in sources:
+        stream = open_stream(source)
+        head = stream.readable_head()
+        if not head:
+            reasons = ", ".join(sorted({row.reason for _, row in stream.head if not isinstance(row, dict)}))
+            raise DataError(f"{source.name}: no readable row" + (f" at its beginning ({reasons})" if reasons else ""))
+        try:
+            reading = plan_reading(head, config.input, config.columns, config.split.group_by)
+        except ConfigError as error:
+            problems.extend(f"{source.name}: {problem}" for problem in error.problems)
+            continue
+        on_note(f"{source.name}: {source.kind}; {reading.describe()}")
+        planned.append((stream, reading))
+    if problems:
+        raise ConfigError(problems)
+    return planned
+
+
+def settle_rows(config: BuildConfig, stage: Path, partitions: Sequence[PartitionSummary], rejected: Path) -> Settled:
+    """Find duplicates, assign splits, write rejected.jsonl, and make sure that every row is accounted for."""
+    staged = gather_signatures(stage, partitions)
+    duplicates, split_of = _compare(staged, config)
+    reasons = write_rejections(rejected, stage, staged, duplicates)
+    counts = Counts(
+        read=sum(each.read for each in partitions),
+        kept=int((split_of >= 0).sum()),
+        rejected=dict(sorted(reasons.items())),
+    )
+    if not counts.is_balanced():
+        raise AssertionError(f"rows are lost: {counts}")
+    return Settled(staged, split_of, counts)
+
+
+def _compare(staged: StagedSet, config: BuildConfig) -> tuple[Duplicates, npt.NDArray[np.int64]]:
+    signatures = staged.signatures
+    links: ImageLinks | None = None
+    if config.split.fractions or config.dedup.dedup == "near":
+        links = link_images(signatures, config.dedup.near_distance)
+    duplicates = find_duplicates(signatures, config.dedup, links if config.dedup.dedup == "near" else None)
+    is_kept = np.ones(len(signatures.text_hash), np.bool_)
+    is_kept[duplicates.row] = False
+    split_of = np.zeros(len(is_kept), np.int64)
+    if links is not None and config.split.fractions:
+        fractions, seed = config.split.fractions, config.split.seed
+        split_of = assign_splits(signatures, links, staged.group, is_kept, fractions, seed)
+    split_of[~is_kept] = -1
+    return duplicates, split_of
+
+
+def check_rejects(counts: Counts, max_reject_rate: float, report: Path | None) -> None:
+    """Make sure that enough of the data is usable.
+
+    Raises:
+        DataError: nothing is left, or more rows are rejected than allowed.
+    """
+    defects = sum(count for reason, count in counts.rejected.items() if reason not in _CHOSEN_REASONS)
+    looked_at = counts.read - counts.rejected.get("filtered", 0)
+    if counts.kept and defects <= max_reject_rate * looked_at:
+        return
+    reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(counts.rejected).most_common(5))
+    where = f"; see {report}" if report is not None else ""
+    if not counts.kept:
+        raise DataError(f"none of {counts.read} rows is left to keep ({reasons}){where}")
+    raise DataError(
+        f"{defects} of {looked_at} rows are rejected ({reasons}), more than --max-reject-rate {max_reject_rate:g} "
+        f"allows{where}"
+    )

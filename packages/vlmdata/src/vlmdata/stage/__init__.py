@@ -1,0 +1,22 @@
+"""Partitions of input rows, prepared by a pool of processes and staged on disk until rows are compared."""
+
+from __future__ import annotations
+
+from vlmdata.stage.gather import StagedSet, gather_signatures
+from vlmdata.stage.partitions import RowStream, cut_partitions, open_stream
+from vlmdata.stage.pool import count_workers, run_partitions
+from vlmdata.stage.staged import PartitionSummary, StagedFiles, WorkSettings, read_marker
+
+__all__ = [
+    "PartitionSummary",
+    "RowStream",
+    "StagedFiles",
+    "StagedSet",
+    "WorkSettings",
+    "count_workers",
+    "cut_partitions",
+    "gather_signatures",
+    "open_stream",
+    "read_marker",
+    "run_partitions",
+]

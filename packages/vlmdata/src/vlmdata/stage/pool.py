@@ -1,0 +1,174 @@
+"""A pool of worker processes that outlives its workers: a row that kills one is found, named and left out."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import struct
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing.connection import wait as wait_for_handles
+
+from vlmdata.errors import ResourceError
+from vlmdata.stage.staged import PartitionSummary, StagedFiles, Task, WorkSettings
+from vlmdata.stage.work import process_partition
+
+__all__ = ["count_workers", "run_partitions"]
+
+# Partitions that wait for a worker; more would only fill the memory with their rows.
+_WAITING_PER_WORKER = 1
+# A partition that dies this often, each time at another row, is not worth more tries.
+_MAX_POISON_ROWS = 64
+
+
+def count_workers(wanted: int | None) -> int:
+    """Return the number of worker processes: as wanted, else one for each core that this process may use."""
+    if wanted is not None:
+        return wanted
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_partitions(tasks: Iterable[Task], settings: WorkSettings, workers: int) -> Iterator[PartitionSummary]:
+    """Do all partitions, `workers` at a time, and yield their summaries as they are done, in any order.
+
+    Tasks are taken one by one as workers become free, so that their rows never pile up.
+
+    Args:
+        tasks: the partitions.
+        settings: what is the same for all.
+        workers: processes; 0 works in the calling process.
+
+    Raises:
+        ResourceError: worker processes do not start, or die without end.
+        OSError: the staging folder cannot be written.
+    """
+    if workers == 0:
+        for task in tasks:
+            yield process_partition(task, settings)
+        return
+    waiting = iter(tasks)
+    suspects: list[Task] = []
+    pool = _start_pool(workers)
+    running: dict[Future[PartitionSummary], Task] = {}
+    try:
+        while True:
+            try:
+                yield from _run_until_crash(pool, waiting, running, settings, workers * (1 + _WAITING_PER_WORKER))
+                return
+            except BrokenProcessPool:
+                # one worker died, and the pool ended the others with it: whose fault it was shows when each of their
+                # partitions runs alone
+                suspects = [task for future, task in running.items() if not _is_done(future)]
+                finished = [future.result() for future in running if _is_done(future)]
+                running.clear()
+                pool.shutdown(wait=True, cancel_futures=True)
+                yield from finished
+                for task in suspects:
+                    yield _run_alone(task, settings)
+                pool = _start_pool(workers)
+    finally:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_until_crash(
+    pool: ProcessPoolExecutor,
+    waiting: Iterator[Task],
+    running: dict[Future[PartitionSummary], Task],
+    settings: WorkSettings,
+    at_once: int,
+) -> Iterator[PartitionSummary]:
+    """Keep the pool filled and yield what is done; `running` tells the caller what was under way when it broke."""
+    exhausted = False
+    while True:
+        while not exhausted and len(running) < at_once:
+            task = next(waiting, None)
+            if task is None:
+                exhausted = True
+            else:
+                # known before it is submitted: a broken pool refuses it, and it must not be lost
+                future: Future[PartitionSummary] = Future()
+                running[future] = task
+                submitted = pool.submit(process_partition, task, settings)
+                del running[future]
+                running[submitted] = task
+        if not running:
+            return
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            summary = future.result()
+            del running[future]
+            yield summary
+
+
+def _is_done(future: Future[PartitionSummary]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _run_alone(task: Task, settings: WorkSettings) -> PartitionSummary:
+    """Do one partition in a process of its own; each time the process dies, leave out the row it was working on."""
+    files = StagedFiles(settings.folder, task.number)
+    while True:
+        files.position.unlink(missing_ok=True)
+        pool = _start_pool(1)
+        try:
+            return pool.submit(process_partition, task, settings).result()
+        except BrokenProcessPool:
+            position = _read_position(files)
+            if position is None or position in task.poison or len(task.poison) >= _MAX_POISON_ROWS:
+                raise ResourceError(
+                    f"{task.source}: worker processes die while they work on rows {task.rows[0][0]} to "
+                    f"{task.rows[-1][0]}; is there enough memory?"
+                ) from None
+            task = replace(task, poison=task.poison | {position})
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _read_position(files: StagedFiles) -> int | None:
+    try:
+        return int(struct.unpack("<q", files.position.read_bytes())[0])
+    except (OSError, struct.error):
+        return None
+
+
+def _start_pool(workers: int) -> ProcessPoolExecutor:
+    """Start worker processes and make sure that they run.
+
+    Raises:
+        ResourceError: they do not.
+    """
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        # imported once by the server, whose forks are then ready at once
+        context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise ResourceError(
+            'worker processes do not start; a script that builds needs `if __name__ == "__main__":` around the call, '
+            "or workers=0"
+        ) from None
+    return pool
+
+
+def _prepare_worker() -> None:
+    """Leave Ctrl-C to the main process, and end when the main process is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait_for_handles([sentinel])
+    os._exit(1)

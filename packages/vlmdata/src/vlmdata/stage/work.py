@@ -1,0 +1,243 @@
+"""What a worker process does: one partition of raw rows becomes staged rows, signatures and rejections."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+
+from vlmdata.dedup.signatures import hash_texts
+from vlmdata.formats import Reading, convert_row, encode_meta, read_group
+from vlmdata.images import ImageProblem, PreparedImage, prepare_image
+from vlmdata.sample import Message, Problem, RawRow, Rejection, Sample, StoredImage
+from vlmdata.schema import ARROW_SCHEMA, ImageInfoRow, Row
+from vlmdata.shard_writer import rows_to_batch
+from vlmdata.sources.image_bytes import ImageLoader, LoadedImage, stamp_file
+from vlmdata.stage.prefetch import load_images
+from vlmdata.stage.staged import (
+    SIGNATURE_SCHEMA,
+    Marker,
+    PartitionSummary,
+    StagedFiles,
+    Task,
+    WorkSettings,
+    read_marker,
+)
+
+__all__ = ["process_partition"]
+
+# Rows are handed to Arrow when their images reach this size, so that a partition never stands in memory as a whole.
+_FLUSH_BYTES = 16 << 20
+# Pictures that several rows of a partition show are decoded once; this much of them is remembered.
+_REMEMBERED_BYTES = 32 << 20
+
+
+def process_partition(task: Task, settings: WorkSettings) -> PartitionSummary:
+    """Do one partition, unless a marker says that it was done from the same rows, options and image files.
+
+    Raises:
+        OSError: the staging folder cannot be written.
+    """
+    files = StagedFiles(settings.folder, task.number)
+    digest = _digest_rows(task)
+    key = xxhash.xxh3_128_hexdigest(f"{settings.key} {digest} {task.image_base} {task.reading!r}".encode())
+    marker = read_marker(files)
+    if marker is not None and marker.key == key and all(stamp_file(s.path) == s for s in marker.stamps):
+        return marker.summary(task.number, was_done=True)
+    files.marker.unlink(missing_ok=True)
+    marker = _Partition(task, settings, files).run(key, digest)
+    marker.write(files)
+    files.position.unlink(missing_ok=True)
+    return marker.summary(task.number, was_done=False)
+
+
+def _digest_rows(task: Task) -> str:
+    """Hash the raw rows by their values: neither object identities nor the order of a pickle's memo count."""
+
+    def encode(value: Any) -> Any:
+        return f"bytes {xxhash.xxh3_128_hexdigest(value)}" if isinstance(value, bytes) else repr(value)
+
+    digest = xxhash.xxh3_128(task.source.encode("utf-8", "surrogateescape"))
+    for index, row in task.rows:
+        digest.update(json.dumps([index, row], default=encode, ensure_ascii=True).encode())
+    return digest.hexdigest()
+
+
+class _Partition:
+    """The state of one partition while it is worked on."""
+
+    def __init__(self, task: Task, settings: WorkSettings, files: StagedFiles) -> None:
+        self._task = task
+        self._settings = settings
+        self._files = files
+        self._loader = ImageLoader(settings.input, task.image_base, settings.images.max_image_bytes)
+        self._rejections: list[Rejection] = []
+        self._prepared: dict[str, PreparedImage | ImageProblem] = {}
+        self._prepared_bytes = 0
+        self._content = xxhash.xxh3_128()
+        self._rows: list[Row] = []
+        self._row_bytes = 0
+        self._signatures: list[dict[str, Any]] = []
+        self._kept = 0
+        self._images = 0
+
+    def run(self, key: str, digest: str) -> Marker:
+        """Work through the rows and write the staged files; the marker is for the caller to write."""
+        self._content.update(digest.encode())
+        with (
+            self._files.position.open("wb", buffering=0) as position,
+            self._files.thumbnails.open("wb") as thumbnails,
+            pa.ipc.new_stream(str(self._files.rows), ARROW_SCHEMA) as stream,
+        ):
+            for at, sample, loaded in load_images(self._convert_all(), self._loader):
+                os.pwrite(position.fileno(), struct.pack("<q", at), 0)
+                prepared = self._prepare_all(sample, loaded)
+                if isinstance(prepared, Problem):
+                    self._reject(at, "images", prepared, sample.id)
+                    continue
+                thumbnails.writelines(image.thumbnail for image, _ in prepared)
+                self._add(sample, prepared, at)
+                if self._row_bytes >= _FLUSH_BYTES:
+                    self._flush(stream)
+            self._flush(stream)
+        with pa.ipc.new_stream(str(self._files.signatures), SIGNATURE_SCHEMA) as stream:
+            stream.write_batch(pa.RecordBatch.from_pylist(self._signatures, schema=SIGNATURE_SCHEMA))
+        return Marker(
+            key=key,
+            source=self._task.source,
+            read=len(self._task.rows),
+            kept=self._kept,
+            images=self._images,
+            input_digest=self._content.hexdigest(),
+            rejections=sorted(self._rejections, key=lambda rejection: rejection.row),
+            stamps=list(self._loader.stamps.values()),
+        )
+
+    def _reject(self, at: int, stage: str, problem: Problem, row_id: str | None = None) -> None:
+        index = self._task.rows[at][0]
+        rejection = Rejection(self._task.source, index, stage, problem.reason, problem.detail, row_id)
+        self._rejections.append(rejection)
+
+    def _convert_all(self) -> Iterator[tuple[int, Sample]]:
+        """Yield the rows that make a sample, with their positions; the others are rejected here."""
+        reading = self._task.reading
+        for at, (index, row) in enumerate(self._task.rows):
+            if at in self._task.poison:
+                self._reject(at, "stage", Problem("worker_crashed", "the process that worked on this row died"))
+            elif isinstance(row, Problem):
+                self._reject(at, "sources", row)
+            else:
+                sample = _convert(row, index, self._task.source, reading)
+                if isinstance(sample, Sample):
+                    yield at, sample
+                else:
+                    self._reject(at, "formats", sample)
+
+    def _prepare_all(
+        self, sample: Sample, loaded: list[LoadedImage | Problem]
+    ) -> list[tuple[PreparedImage, str | None]] | Problem:
+        prepared: list[tuple[PreparedImage, str | None]] = []
+        for i, image in enumerate(loaded):
+            if isinstance(image, Problem):
+                return _at_image(image, i, len(loaded))
+            outcome = self._prepare(image.data)
+            if isinstance(outcome, ImageProblem):
+                return _at_image(Problem(outcome.reason, outcome.detail), i, len(loaded))
+            prepared.append((outcome, image.name))
+        return prepared
+
+    def _prepare(self, data: bytes) -> PreparedImage | ImageProblem:
+        content = xxhash.xxh3_128_hexdigest(data)
+        self._content.update(content.encode())
+        if content in self._prepared:
+            return self._prepared[content]
+        outcome = prepare_image(data, self._settings.images)
+        self._prepared[content] = outcome
+        self._prepared_bytes += _size_of(outcome)
+        while self._prepared_bytes > _REMEMBERED_BYTES and len(self._prepared) > 1:
+            self._prepared_bytes -= _size_of(self._prepared.pop(next(iter(self._prepared))))
+        return outcome
+
+    def _add(self, sample: Sample, prepared: list[tuple[PreparedImage, str | None]], at: int) -> None:
+        if self._settings.keep_rows:
+            stored = [StoredImage(image.data, name, _describe(image)) for image, name in prepared]
+            self._rows.append(sample.to_row(stored, encode_meta(sample)))
+            self._row_bytes += sum(len(image.data) for image in stored)
+        texts = [text for message in sample.messages for text in _spoken(message)]
+        raw = self._task.rows[at][1]
+        self._signatures.append(
+            {
+                "row": sample.row,
+                "id": sample.id,
+                "group": None if isinstance(raw, Problem) else read_group(raw, self._task.reading),
+                "text_hash": hash_texts(texts),
+                "text_length": sum(map(len, texts)),
+                "images": [_sign(image) for image, _ in prepared],
+            }
+        )
+        self._kept += 1
+        self._images += len(prepared)
+
+    def _flush(self, stream: pa.RecordBatchStreamWriter) -> None:
+        if self._rows:
+            stream.write_batch(rows_to_batch(self._rows))
+        self._rows, self._row_bytes = [], 0
+
+
+def _convert(row: RawRow, index: int, source: str, reading: Reading) -> Sample | Problem:
+    try:
+        wanted = reading.where.keeps(row) if reading.where is not None else True
+        if isinstance(wanted, Problem):
+            return wanted
+        if not wanted:
+            return Problem("filtered", f"not {reading.where.text}" if reading.where is not None else "")
+        return convert_row(row, index, source, reading)
+    except RecursionError:
+        return Problem("too_deep", "values are nested too deeply")
+
+
+def _at_image(problem: Problem, position: int, count: int) -> Problem:
+    return problem if count == 1 else Problem(problem.reason, f"image {position + 1} of {count}: {problem.detail}")
+
+
+def _size_of(outcome: PreparedImage | ImageProblem) -> int:
+    return len(outcome.data) + len(outcome.thumbnail) if isinstance(outcome, PreparedImage) else 0
+
+
+def _spoken(message: Message) -> Iterator[str]:
+    """The role, the texts and the places of the images, which together are what a message says."""
+    yield message.role
+    for part in message.content:
+        yield "\0image" if part.text is None else part.text
+
+
+def _describe(image: PreparedImage) -> ImageInfoRow:
+    return {
+        "original_width": image.original_width,
+        "original_height": image.original_height,
+        "width": image.width,
+        "height": image.height,
+        "format": image.format,
+        "action": image.action,
+        "window": image.window,
+        "frame": image.frame,
+        "salvaged": image.salvaged,
+        "note": image.note or None,
+        "pixel_hash": image.pixel_hash,
+        "phash": image.phash.hex(),
+    }
+
+
+def _sign(image: PreparedImage) -> dict[str, Any]:
+    return {
+        "pixel_hash": bytes.fromhex(image.pixel_hash),
+        "phash": image.phash,
+        "is_flat": image.is_flat,
+        "is_salvaged": image.salvaged,
+        "original_pixels": image.original_width * image.original_height,
+    }
