@@ -167,12 +167,12 @@ def _finish(
 
 def _describe(prepared: Prepared, settled: Settled, entries: Mapping[str, SplitEntry], config: BuildConfig) -> Manifest:
     inputs = []
-    for stream, reading in prepared.inputs:
-        mine = [each for each in prepared.partitions if each.source == stream.source.name]
+    for source, reading in prepared.inputs:
+        mine = [each for each in prepared.partitions if each.source == source.name]
         inputs.append(
             {
-                "path": stream.source.name,
-                "kind": stream.source.kind,
+                "path": source.name,
+                "kind": source.kind,
                 "format": reading.format,
                 "rows": sum(each.read for each in mine),
                 "digest": hash_json([each.input_digest for each in mine]),

@@ -2,12 +2,12 @@
 
 Its form:
 
-{"schema_version": 1, "versions": {...}, "config": {...}, "fingerprint": "…",
- "inputs": [{"path", "bytes", "sha256"}],
- "splits": {"train": {"rows": 810, "shards": [{"file", "rows", "bytes", "sha256"}]}},
- "counts": {"read": 900, "kept": 890, "rejected": {"image_missing": 1, …}}}
+    {"schema_version": 1, "fingerprint": "…",
+     "counts": {"read": 900, "kept": 890, "rejected": {"image_missing": 1, …}},
+     "splits": {"train": {"rows": 810, "shards": [{"file", "rows", "bytes", "sha256"}]}, …},
+     "config": {…}, "versions": {…}, "inputs": [{"path", "kind", "format", "rows", "digest"}, …]}
 
-Paths of shards are relative to the folder, those of inputs as they were given.
+Paths of shards are relative to the folder, those of inputs to the place that all inputs have in common.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ class Counts:
 class Manifest:
     """What a built folder holds and what it was built from."""
 
-    splits: Mapping[str, SplitEntry]
-    counts: Counts
+    schema_version: int = SCHEMA_VERSION
     fingerprint: str
+    counts: Counts
+    splits: Mapping[str, SplitEntry]
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     inputs: tuple[Mapping[str, Any], ...] = ()
-    schema_version: int = SCHEMA_VERSION
 
 
 def write_json_atomically(path: Path, value: Any) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,16 @@ from vlmdata.errors import ConfigError, DataError
 from vlmdata.formats import Reading, plan_reading
 from vlmdata.manifest import Counts
 from vlmdata.publish import write_rejections
+from vlmdata.sample import Problem
 from vlmdata.sources import Source
 from vlmdata.splits import assign_splits
 from vlmdata.stage import (
     PartitionSummary,
-    RowStream,
     StagedSet,
     WorkSettings,
     count_workers,
     cut_partitions,
     gather_signatures,
-    open_stream,
     run_partitions,
 )
 
@@ -38,6 +38,8 @@ __all__ = ["Prepared", "Settled", "check_rejects", "hash_json", "list_versions",
 
 # Part of every partition's key: a change in what is staged makes older staged files useless.
 _STAGE_VERSION = 1
+# How many rows of an input are looked at to tell its format and columns.
+_HEAD_ROWS = 64
 # Reasons that are choices, not defects of the data: they do not count towards --max-reject-rate.
 _CHOSEN_REASONS = frozenset(("filtered", "duplicate_exact", "duplicate_near"))
 
@@ -46,7 +48,7 @@ _CHOSEN_REASONS = frozenset(("filtered", "duplicate_exact", "duplicate_near"))
 class Prepared:
     """The inputs with how each is read, and the staged partitions, both in order."""
 
-    inputs: Sequence[tuple[RowStream, Reading]]
+    inputs: Sequence[tuple[Source, Reading]]
     partitions: Sequence[PartitionSummary]
 
 
@@ -116,23 +118,26 @@ def prepare_inputs(
 
 def _plan(
     sources: Sequence[Source], config: BuildConfig, on_note: Callable[[str], None]
-) -> list[tuple[RowStream, Reading]]:
+) -> list[tuple[Source, Reading]]:
     """Look at the first rows of every input and decide how it is read."""
-    planned: list[tuple[RowStream, Reading]] = []
+    planned: list[tuple[Source, Reading]] = []
     problems: list[str] = []
     for source in sources:
-        stream = open_stream(source)
-        head = stream.readable_head()
+        looked_at = [row for _, row in islice(source.read(), _HEAD_ROWS)]
+        head = [row for row in looked_at if not isinstance(row, Problem)]
+        if not looked_at:
+            on_note(f"{source.name}: {source.kind}; it has no rows")
+            continue
         if not head:
-            reasons = ", ".join(sorted({row.reason for _, row in stream.head if not isinstance(row, dict)}))
-            raise DataError(f"{source.name}: no readable row" + (f" at its beginning ({reasons})" if reasons else ""))
+            reasons = ", ".join(sorted({row.reason for row in looked_at if isinstance(row, Problem)}))
+            raise DataError(f"{source.name}: none of the first {len(looked_at)} rows can be read ({reasons})")
         try:
             reading = plan_reading(head, config.input, config.columns, config.split.group_by)
         except ConfigError as error:
             problems.extend(f"{source.name}: {problem}" for problem in error.problems)
             continue
         on_note(f"{source.name}: {source.kind}; {reading.describe()}")
-        planned.append((stream, reading))
+        planned.append((source, reading))
     if problems:
         raise ConfigError(problems)
     return planned

@@ -50,7 +50,10 @@ def find_data_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.name.removesuffix(".gz").endswith(DATA_SUFFIXES) and path.name not in _NO_ROWS and path.is_file()
+        if path.name.removesuffix(".gz").endswith(DATA_SUFFIXES)
+        and path.name not in _NO_ROWS
+        and not path.name.startswith((".", "_"))
+        and path.is_file()
     )
 
 

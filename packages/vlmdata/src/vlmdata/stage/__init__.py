@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from vlmdata.stage.gather import StagedSet, gather_signatures
-from vlmdata.stage.partitions import RowStream, cut_partitions, open_stream
+from vlmdata.stage.partitions import cut_partitions
 from vlmdata.stage.pool import count_workers, run_partitions
 from vlmdata.stage.staged import PartitionSummary, StagedFiles, WorkSettings, read_marker
 
 __all__ = [
     "PartitionSummary",
-    "RowStream",
     "StagedFiles",
     "StagedSet",
     "WorkSettings",
     "count_workers",
     "cut_partitions",
     "gather_signatures",
-    "open_stream",
     "read_marker",
     "run_partitions",
 ]

@@ -2,63 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vlmdata.formats import Reading
-from vlmdata.sample import Problem, RawRow
 from vlmdata.sources import IndexedRow, Source
 from vlmdata.stage.staged import Task
 
-__all__ = ["PARTITION_BYTES", "PARTITION_ROWS", "RowStream", "cut_partitions", "open_stream"]
+__all__ = ["PARTITION_BYTES", "PARTITION_ROWS", "cut_partitions"]
 
 PARTITION_ROWS = 512
 # Rows that carry their images are heavy: fewer of them make a partition.
 PARTITION_BYTES = 32 << 20
-# How many rows are looked at to tell the format and the columns.
-_HEAD_ROWS = 64
 
 
-@dataclass(slots=True)
-class RowStream:
-    """The rows of one input, of which the first have been looked at."""
-
-    source: Source
-    head: list[IndexedRow]
-    rest: Iterator[IndexedRow]
-
-    def readable_head(self) -> list[RawRow]:
-        """Return those of the first rows that could be read."""
-        return [row for _, row in self.head if not isinstance(row, Problem)]
-
-
-def open_stream(source: Source) -> RowStream:
-    """Start reading an input.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    rows = source.read()
-    return RowStream(source, list(islice(rows, _HEAD_ROWS)), rows)
-
-
-def cut_partitions(streams: list[tuple[RowStream, Reading]]) -> Iterator[Task]:
+def cut_partitions(inputs: Iterable[tuple[Source, Reading]]) -> Iterator[Task]:
     """Yield the partitions of all inputs, in order; none holds rows of two inputs.
 
     Raises:
         DataError: an input turns out to be broken in the middle.
     """
     number = 0
-    for stream, reading in streams:
-        for rows in _cut(chain(stream.head, stream.rest)):
+    for source, reading in inputs:
+        for rows in _cut(source.read()):
             yield Task(
-                number=number,
-                source=stream.source.name,
-                image_base=stream.source.image_base,
-                reading=reading,
-                rows=tuple(rows),
+                number=number, source=source.name, image_base=source.image_base, reading=reading, rows=tuple(rows)
             )
             number += 1
 

@@ -7,17 +7,20 @@ import os
 import signal
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing.connection import wait as wait_for_handles
+from typing import TypeAlias
 
 from vlmdata.errors import ResourceError
 from vlmdata.stage.staged import PartitionSummary, StagedFiles, Task, WorkSettings
 from vlmdata.stage.work import process_partition
 
 __all__ = ["count_workers", "run_partitions"]
+
+Work: TypeAlias = Callable[[Task, WorkSettings], PartitionSummary]
 
 # Partitions that wait for a worker; more would only fill the memory with their rows.
 _WAITING_PER_WORKER = 1
@@ -32,7 +35,9 @@ def count_workers(wanted: int | None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_partitions(tasks: Iterable[Task], settings: WorkSettings, workers: int) -> Iterator[PartitionSummary]:
+def run_partitions(
+    tasks: Iterable[Task], settings: WorkSettings, workers: int, work: Work = process_partition
+) -> Iterator[PartitionSummary]:
     """Do all partitions, `workers` at a time, and yield their summaries as they are done, in any order.
 
     Tasks are taken one by one as workers become free, so that their rows never pile up.
@@ -41,6 +46,7 @@ def run_partitions(tasks: Iterable[Task], settings: WorkSettings, workers: int) 
         tasks: the partitions.
         settings: what is the same for all.
         workers: processes; 0 works in the calling process.
+        work: what does one partition; a function that worker processes can import.
 
     Raises:
         ResourceError: worker processes do not start, or die without end.
@@ -48,38 +54,37 @@ def run_partitions(tasks: Iterable[Task], settings: WorkSettings, workers: int) 
     """
     if workers == 0:
         for task in tasks:
-            yield process_partition(task, settings)
+            yield work(task, settings)
         return
     waiting = iter(tasks)
-    suspects: list[Task] = []
-    pool = _start_pool(workers)
+    at_once = workers * (1 + _WAITING_PER_WORKER)
     running: dict[Future[PartitionSummary], Task] = {}
+    pool = _start_pool(workers)
     try:
         while True:
             try:
-                yield from _run_until_crash(pool, waiting, running, settings, workers * (1 + _WAITING_PER_WORKER))
+                yield from _run_until_crash(pool, waiting, running, work, settings, at_once)
                 return
             except BrokenProcessPool:
                 # one worker died, and the pool ended the others with it: whose fault it was shows when each of their
                 # partitions runs alone
-                suspects = [task for future, task in running.items() if not _is_done(future)]
-                finished = [future.result() for future in running if _is_done(future)]
-                running.clear()
                 pool.shutdown(wait=True, cancel_futures=True)
+                finished = [future.result() for future in running if _is_done(future)]
+                suspects = [task for future, task in running.items() if not _is_done(future)]
+                running.clear()
                 yield from finished
                 for task in suspects:
-                    yield _run_alone(task, settings)
+                    yield _run_alone(task, settings, work)
                 pool = _start_pool(workers)
     finally:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
+        _end_pool(pool)
 
 
 def _run_until_crash(
     pool: ProcessPoolExecutor,
     waiting: Iterator[Task],
     running: dict[Future[PartitionSummary], Task],
+    work: Work,
     settings: WorkSettings,
     at_once: int,
 ) -> Iterator[PartitionSummary]:
@@ -90,13 +95,12 @@ def _run_until_crash(
             task = next(waiting, None)
             if task is None:
                 exhausted = True
-            else:
-                # known before it is submitted: a broken pool refuses it, and it must not be lost
-                future: Future[PartitionSummary] = Future()
-                running[future] = task
-                submitted = pool.submit(process_partition, task, settings)
-                del running[future]
-                running[submitted] = task
+                break
+            # noted before it is submitted: a pool that has just broken refuses it, and it must not be lost
+            unsent: Future[PartitionSummary] = Future()
+            running[unsent] = task
+            submitted = pool.submit(work, task, settings)
+            running[submitted] = running.pop(unsent)
         if not running:
             return
         done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -110,14 +114,21 @@ def _is_done(future: Future[PartitionSummary]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
-def _run_alone(task: Task, settings: WorkSettings) -> PartitionSummary:
+def _end_pool(pool: ProcessPoolExecutor) -> None:
+    """End the workers at once; partitions that they are in the middle of are done again by the next build."""
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_alone(task: Task, settings: WorkSettings, work: Work) -> PartitionSummary:
     """Do one partition in a process of its own; each time the process dies, leave out the row it was working on."""
     files = StagedFiles(settings.folder, task.number)
     while True:
         files.position.unlink(missing_ok=True)
         pool = _start_pool(1)
         try:
-            return pool.submit(process_partition, task, settings).result()
+            return pool.submit(work, task, settings).result()
         except BrokenProcessPool:
             position = _read_position(files)
             if position is None or position in task.poison or len(task.poison) >= _MAX_POISON_ROWS:
