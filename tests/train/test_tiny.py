@@ -16,6 +16,15 @@ from vlmtrain.tiny import TINY_FAMILIES, TinyOptions, make_tiny
 QUESTION = "Which digit is this?"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Models this small are slower on several threads, and much slower where these have to wait for other programs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Each family's folder, made when it is first asked for."""
@@ -56,17 +65,32 @@ def encode(processor, messages, images, **kwargs):
     return processor(text=text, images=images, return_tensors="pt", add_special_tokens=False)
 
 
+def labels_of(model, batch):
+    """Every token but those of images: Mllama's output head does not even have theirs."""
+    labels = batch["input_ids"].clone()
+    image_id = model.config.image_token_id
+    labels[labels == image_id] = -100
+    return labels
+
+
+def is_used(name, folder):
+    """LLaVA takes its picture features from the layer before the last one of its tower."""
+    last = TinyOptions().vision_layers
+    unused = (f"vision_tower.encoder.layers.{last}.", "post_layernorm.")
+    return not (folder.name.startswith("llava") and any(part in name for part in unused))
+
+
 def test_a_chat_with_an_image_has_a_loss_with_gradients_everywhere(folder):
     model, processor = load(folder)
     batch = encode(processor, chat("7"), [picture()])
     model.train()
-    loss = model(**batch, labels=batch["input_ids"].clone()).loss
+    loss = model(**batch, labels=labels_of(model, batch)).loss
     loss.backward()
     assert 0 < loss.item() < 20
-    dead = [name for name, weight in model.named_parameters() if weight.grad is None]
-    assert not dead
-    vision = [w.grad.abs().sum() for name, w in model.named_parameters() if "visi" in name or "visual" in name]
-    assert torch.stack(vision).gt(0).float().mean() > 0.9
+    grads = {name: weight.grad for name, weight in model.named_parameters() if is_used(name, folder)}
+    assert not [name for name, grad in grads.items() if grad is None]
+    vision = [grad.abs().max() > 0 for name, grad in grads.items() if "visi" in name or "visual" in name]
+    assert sum(vision) > 0.9 * len(vision)
 
 
 def test_the_answer_depends_on_the_image(folder):
@@ -105,7 +129,7 @@ def test_saving_and_loading_again_changes_nothing(folder, tmp_path):
 
 def test_lora_attaches_to_both_towers_and_alone_gets_gradients(folder):
     model, processor = load(folder)
-    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
     trained = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
     assert all("lora_" in name for name in trained)
     assert any("visi" in name or "visual" in name for name in trained)
@@ -116,8 +140,9 @@ def test_lora_attaches_to_both_towers_and_alone_gets_gradients(folder):
             for block in ("self_attn", "mlp")
         )
     batch = encode(processor, chat("7"), [picture()])
-    adapted(**batch, labels=batch["input_ids"].clone()).loss.backward()
-    assert all(weight.grad is not None for name, weight in adapted.named_parameters() if "lora_B" in name)
+    adapted(**batch, labels=labels_of(model, batch)).loss.backward()
+    adapters = {name: weight for name, weight in adapted.named_parameters() if "lora_B" in name}
+    assert not [name for name, weight in adapters.items() if weight.grad is None and is_used(name, folder)]
 
 
 def test_the_folder_is_whole_and_small(folder):

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from pathlib import Path
 from typing import Any
 
 from vlmdata.errors import ConfigError, ResourceError
+from vlmdata.families import get_family
 from vlmtrain.tiny.options import TinyOptions
 
 __all__ = ["TINY_FAMILIES", "make_tiny"]
 
 BUILDERS = {
+    "qwen2-vl": ("vlmtrain.tiny.qwen", "build_qwen2_vl"),
     "qwen2.5-vl": ("vlmtrain.tiny.qwen", "build_qwen2_5_vl"),
+    "qwen3-vl": ("vlmtrain.tiny.qwen", "build_qwen3_vl"),
+    "gemma3": ("vlmtrain.tiny.gemma", "build_gemma3"),
+    "llama3.2-vision": ("vlmtrain.tiny.llama", "build_llama3_2_vision"),
+    "pixtral": ("vlmtrain.tiny.mistral", "build_pixtral"),
+    "ministral3": ("vlmtrain.tiny.mistral", "build_ministral3"),
+    "llava-1.5": ("vlmtrain.tiny.llava", "build_llava_1_5"),
+    "llava-1.6": ("vlmtrain.tiny.llava", "build_llava_1_6"),
 }
 """Where each family is built: module and function, imported when asked for (transformers takes seconds)."""
 
@@ -36,10 +44,7 @@ def make_tiny(family: str, out: Path, **sizes: Any) -> Path:
         ConfigError: The family is unknown, or a size is unknown or does not fit.
         ResourceError: The folder cannot be written.
     """
-    if family not in BUILDERS:
-        near = difflib.get_close_matches(family.lower(), BUILDERS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"unknown family {family!r}: {hint}known are {', '.join(BUILDERS)}")
+    module, function = BUILDERS[get_family(family).name]
     unknown = sorted(set(sizes) - set(TinyOptions.__dataclass_fields__))
     if unknown:
         raise ConfigError(
@@ -49,7 +54,6 @@ def make_tiny(family: str, out: Path, **sizes: Any) -> Path:
 
     import torch
 
-    module, function = BUILDERS[family]
     # The weights depend on the seed alone, and the caller's random state is left as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)

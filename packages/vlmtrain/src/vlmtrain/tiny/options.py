@@ -58,6 +58,11 @@ class TinyOptions:
         return self.hidden_size // HEAD_SIZE
 
     @property
+    def kv_heads(self) -> int:
+        """Key and value heads of the language model: two query heads share one where their number is even."""
+        return self.heads // 2 if self.heads % 2 == 0 else self.heads
+
+    @property
     def vision_heads(self) -> int:
         """Attention heads of the vision tower."""
         return self.vision_hidden_size // HEAD_SIZE

@@ -7,11 +7,11 @@ from typing import Any
 from tokenizers import AddedToken
 
 from vlmtrain.tiny.huggingface import transformers
-from vlmtrain.tiny.options import TinyOptions
+from vlmtrain.tiny.options import HEAD_SIZE, TinyOptions
 from vlmtrain.tiny.templates import read_trl_template
 from vlmtrain.tiny.vocabulary import train_bpe
 
-__all__ = ["build_qwen2_5_vl"]
+__all__ = ["build_qwen2_5_vl", "build_qwen2_vl", "build_qwen3_vl"]
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -33,6 +33,9 @@ SPECIAL_TOKENS = (
 
 MROPE_SECTION = [4, 6, 6]
 """Rotary frequencies for time, height and width: the real 16, 24, 24 of a 128-channel head, at 32 channels."""
+
+INTERLEAVED_MROPE_SECTION = [6, 5, 5]
+"""Those of Qwen3-VL, which are interleaved: the real 24, 20, 20 of a 128-channel head, at 32 channels."""
 
 
 def _build_tokenizer(options: TinyOptions) -> Any:
@@ -70,7 +73,7 @@ def _text_config(options: TinyOptions, tokenizer: Any) -> dict[str, object]:
         "intermediate_size": 3 * options.hidden_size,
         "num_hidden_layers": options.layers,
         "num_attention_heads": options.heads,
-        "num_key_value_heads": options.heads,
+        "num_key_value_heads": options.kv_heads,
         "max_position_embeddings": 32768,
         "initializer_range": options.hidden_size**-0.5,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": MROPE_SECTION},
@@ -80,11 +83,62 @@ def _text_config(options: TinyOptions, tokenizer: Any) -> dict[str, object]:
     }
 
 
+def _vision_config(options: TinyOptions, patch_size: int) -> dict[str, Any]:
+    return {
+        "depth": options.vision_layers,
+        "hidden_size": options.vision_hidden_size,
+        "intermediate_size": 3 * options.vision_hidden_size,
+        "num_heads": options.vision_heads,
+        "patch_size": patch_size,
+        "out_hidden_size": options.hidden_size,
+        "initializer_range": options.vision_hidden_size**-0.5,
+    }
+
+
 def _set_generation(model: Any, tokenizer: Any) -> None:
     """Stop at either end token, as the real generation_config.json does; greedy, which leaves no sampling to chance."""
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.bos_token_id = tokenizer.pad_token_id
+    model.generation_config.update(
+        bos_token_id=tokenizer.pad_token_id,
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _processor_parts(tokenizer: Any, patch_size: int, min_pixels: int, max_pixels: int) -> dict[str, Any]:
+    return {
+        "tokenizer": tokenizer,
+        "image_processor": transformers.Qwen2VLImageProcessor(
+            patch_size=patch_size, size={"shortest_edge": min_pixels, "longest_edge": max_pixels}
+        ),
+    }
+
+
+def build_qwen2_vl(options: TinyOptions) -> tuple[Any, Any]:
+    """Build a Qwen2-VL: full vision attention, multimodal rotary positions."""
+    tokenizer = _build_tokenizer(options)
+    patch_size = options.patch_size or 14
+    vision = _vision_config(options, patch_size)
+    config = transformers.Qwen2VLConfig(
+        text_config=_text_config(options, tokenizer),
+        vision_config={
+            **{name: vision[name] for name in ("depth", "num_heads", "patch_size", "initializer_range")},
+            # In this family `hidden_size` is the width of the language model.
+            "embed_dim": options.vision_hidden_size,
+            "hidden_size": options.hidden_size,
+            "mlp_ratio": 3,
+        },
+        tie_word_embeddings=False,
+        **_token_ids(tokenizer),
+    )
+    model = transformers.Qwen2VLForConditionalGeneration(config)
+    _set_generation(model, tokenizer)
+    processor = transformers.Qwen2VLProcessor(
+        video_processor=transformers.Qwen2VLVideoProcessor(patch_size=patch_size),
+        # The template of Qwen2-VL is that of Qwen2.5-VL.
+        chat_template=read_trl_template("qwen2_5_vl"),
+        **_processor_parts(tokenizer, patch_size, 56 * 56, 12_845_056),
+    )
+    return model, processor
 
 
 def build_qwen2_5_vl(options: TinyOptions) -> tuple[Any, Any]:
@@ -94,26 +148,52 @@ def build_qwen2_5_vl(options: TinyOptions) -> tuple[Any, Any]:
     config = transformers.Qwen2_5_VLConfig(
         text_config=_text_config(options, tokenizer),
         vision_config={
-            "depth": options.vision_layers,
-            "hidden_size": options.vision_hidden_size,
-            "intermediate_size": 3 * options.vision_hidden_size,
-            "num_heads": options.vision_heads,
-            "patch_size": patch_size,
+            **_vision_config(options, patch_size),
             "window_size": 8 * patch_size,
-            "out_hidden_size": options.hidden_size,
             "fullatt_block_indexes": [options.vision_layers - 1],
-            "initializer_range": options.vision_hidden_size**-0.5,
         },
         tie_word_embeddings=False,
         **_token_ids(tokenizer),
     )
     model = transformers.Qwen2_5_VLForConditionalGeneration(config)
     _set_generation(model, tokenizer)
-    sizes = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16384 * 28 * 28}
     processor = transformers.Qwen2_5_VLProcessor(
-        image_processor=transformers.Qwen2VLImageProcessor(patch_size=patch_size, size=sizes),
-        tokenizer=tokenizer,
         video_processor=transformers.Qwen2VLVideoProcessor(patch_size=patch_size),
         chat_template=read_trl_template("qwen2_5_vl"),
+        **_processor_parts(tokenizer, patch_size, 56 * 56, 12_845_056),
+    )
+    return model, processor
+
+
+def build_qwen3_vl(options: TinyOptions) -> tuple[Any, Any]:
+    """Build a Qwen3-VL: learned and rotary vision positions, vision features added to the first language layers."""
+    tokenizer = _build_tokenizer(options)
+    patch_size = options.patch_size or 16
+    text = _text_config(options, tokenizer)
+    text["head_dim"] = HEAD_SIZE
+    text["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": 5e6,
+        "mrope_section": INTERLEAVED_MROPE_SECTION,
+        "mrope_interleaved": True,
+    }
+    # Each of these layers feeds one of the first language layers.
+    deepstack = list(range(min(options.vision_layers, options.layers, 3)))
+    config = transformers.Qwen3VLConfig(
+        text_config=text,
+        vision_config={
+            **_vision_config(options, patch_size),
+            "num_position_embeddings": 16 * 16,
+            "deepstack_visual_indexes": deepstack,
+        },
+        tie_word_embeddings=False,
+        **_token_ids(tokenizer),
+    )
+    model = transformers.Qwen3VLForConditionalGeneration(config)
+    _set_generation(model, tokenizer)
+    processor = transformers.Qwen3VLProcessor(
+        video_processor=transformers.Qwen3VLVideoProcessor(patch_size=patch_size),
+        chat_template=read_trl_template("qwen3_vl"),
+        **_processor_parts(tokenizer, patch_size, 256 * 256, 4096 * 4096),
     )
     return model, processor

@@ -1,4 +1,4 @@
-"""Chat templates: read from an installed package where one ships the model's own."""
+"""Chat templates: read from an installed package where one ships the model's own, else written here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from pathlib import Path
 
 from vlmdata.errors import MissingDependencyError
 
-__all__ = ["read_trl_template"]
+__all__ = ["read_own_template", "read_trl_template"]
+
+
+def read_own_template(name: str) -> str:
+    """Return a chat template of this package; each renders the same text as the hub model's own.
+
+    Args:
+        name: File name without its ending, such as `pixtral`.
+    """
+    return (Path(__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def read_trl_template(name: str) -> str:
