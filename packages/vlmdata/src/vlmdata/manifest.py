@@ -85,15 +85,19 @@ class Manifest:
     inputs: tuple[Mapping[str, Any], ...] = ()
 
 
-def write_json_atomically(path: Path, value: Any) -> None:
-    """Write `value` as JSON so that a reader sees the old file or the whole new one, also after a power cut."""
+def write_json_atomically(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Write `value` as JSON so that a reader sees the old file or the whole new one.
+
+    With `durable` this holds after a power cut too, at the price of waiting for the disk.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             json.dump(value, file, ensure_ascii=False, indent=1)
             file.write("\n")
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,12 +6,15 @@ import multiprocessing
 import os
 import signal
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import wait as wait_for_handles
+from types import ModuleType
 from typing import TypeAlias
 
 from vlmdata.errors import ResourceError
@@ -99,7 +102,8 @@ def _run_until_crash(
             # noted before it is submitted: a pool that has just broken refuses it, and it must not be lost
             unsent: Future[PartitionSummary] = Future()
             running[unsent] = task
-            submitted = pool.submit(work, task, settings)
+            with _hidden_main():
+                submitted = pool.submit(work, task, settings)
             running[submitted] = running.pop(unsent)
         if not running:
             return
@@ -128,7 +132,9 @@ def _run_alone(task: Task, settings: WorkSettings, work: Work) -> PartitionSumma
         files.position.unlink(missing_ok=True)
         pool = _start_pool(1)
         try:
-            return pool.submit(work, task, settings).result()
+            with _hidden_main():
+                future = pool.submit(work, task, settings)
+            return future.result()
         except BrokenProcessPool:
             position = _read_position(files)
             if position is None or position in task.poison or len(task.poison) >= _MAX_POISON_ROWS:
@@ -158,17 +164,30 @@ def _start_pool(workers: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         # imported once by the server, whose forks are then ready at once
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload(["vlmdata.stage.preload"])
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
     try:
-        pool.submit(os.getpid).result()
+        with _hidden_main():
+            first = pool.submit(os.getpid)
+        first.result()
     except BrokenProcessPool:
         pool.shutdown(wait=True, cancel_futures=True)
-        raise ResourceError(
-            'worker processes do not start; a script that builds needs `if __name__ == "__main__":` around the call, '
-            "or workers=0"
-        ) from None
+        raise ResourceError("worker processes do not start; --workers 0 does without them") from None
     return pool
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Keep a worker that is started meanwhile from importing the program's main module.
+
+    Nothing of it is needed there, and a script without a guard around its main part would begin its build anew.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _prepare_worker() -> None:

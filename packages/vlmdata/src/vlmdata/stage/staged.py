@@ -179,7 +179,7 @@ class Marker:
             "stamps": [[stamp.path, stamp.size, stamp.mtime_ns] for stamp in self.stamps],
             "sizes": files.sizes(),
         }
-        write_json_atomically(files.marker, content)
+        write_json_atomically(files.marker, content, durable=False)
 
 
 def read_marker(files: StagedFiles) -> Marker | None:
