@@ -1,4 +1,7 @@
 import hashlib
+import socket
+import subprocess
+import sys
 import unicodedata
 
 import numpy as np
@@ -101,6 +104,26 @@ def test_the_answer_depends_on_the_image(folder):
         with torch.no_grad():
             logits.append(model(**batch).logits[0, -1])
     assert not torch.allclose(logits[0], logits[1], atol=1e-4)
+
+
+def test_a_row_gives_the_same_logits_alone_and_in_a_padded_batch(folder):
+    model, processor = load(folder)
+    images = [picture(seed=0), picture(140, 90, seed=1)]
+    texts = [processor.apply_chat_template(chat(answer), tokenize=False) for answer in ("7", "A longer answer.")]
+    both = processor(
+        text=texts,
+        images=[[image] for image in images],
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
+        add_special_tokens=False,
+    )
+    with torch.no_grad():
+        together = model(**both).logits
+        for row, (text, image) in enumerate(zip(texts, images, strict=True)):
+            alone = processor(text=[text], images=[[image]], return_tensors="pt", add_special_tokens=False)
+            logits = model(**alone).logits[0]
+            assert torch.allclose(together[row, : len(logits)], logits, atol=2e-4)
 
 
 def test_generation_answers_and_uses_the_cache_rightly(folder):
@@ -255,3 +278,17 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ResourceError, match="cannot write the model to"):
         make_tiny("qwen2.5-vl", tmp_path / "file" / "model")
+
+
+def test_importing_the_maker_needs_nothing_heavy():
+    heavy = {"torch", "transformers", "tokenizers"}
+    code = f"import sys, vlmtrain.tiny; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_loading_reaches_for_no_network(folder, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    load(make_tiny(folder.name, folder.parent / f"{folder.name}-offline"))
