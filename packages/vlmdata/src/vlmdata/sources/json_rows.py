@@ -23,7 +23,8 @@ _READ_BYTES = 1 << 20
 # No set needs more; rows travel between processes, and what walks through them may recurse.
 _MAX_DEPTH = 64
 # A whole string (group 1 holds its closing quote, or nothing where the buffer ends before it), a bracket or a comma.
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)|[\[\]{},]', re.DOTALL)
+# Possessive, because giving back costs memory for every escape of a long string.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{},]', re.DOTALL)
 
 
 def read_json(path: Path, max_row_bytes: int) -> Iterator[IndexedRow]:
