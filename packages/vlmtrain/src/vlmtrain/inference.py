@@ -142,6 +142,7 @@ def load_source(
         load_in=precision.load_in,
         max_length=_CONTEXT_TOKENS,
         method="lora",
+        checkpointing="off",
         trust_remote_code=trust_remote_code,
     )
     backend.prepare_inference(loaded)

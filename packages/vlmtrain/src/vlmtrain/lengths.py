@@ -1,7 +1,7 @@
 """How many tokens each row takes, and how many of them carry loss, without decoding a picture.
 
 The text is tokenised as the template writes it, with one placeholder an image; what the processor puts in a
-placeholder's stead depends on the stored size alone, and is asked for once a size.
+placeholder's stead depends on the stored size alone.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlmdata.families import Family, read_grid
 from vlmdata.shards import Split
 from vlmtrain.chat import ChatFormat
 from vlmtrain.masks import mask_labels, supervised_spans, unterminated_spans
 
 __all__ = ["ImageTokenCounter", "RowLengths", "measure_lengths"]
+
+_PROBE_SIZE = (336, 224)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,20 +40,26 @@ class RowLengths:
 
 
 class ImageTokenCounter:
-    """Tokens that one picture of a size adds to the text around it, measured with the processor once a size."""
+    """Tokens that one picture of a size adds to the text around it.
 
-    def __init__(self, chat: ChatFormat) -> None:
-        """Args:
-        chat: The processor and its template.
-        """
+    The family's grid gives them by arithmetic from the numbers of the processor in hand; what a template puts around
+    them is measured once. For an unknown family the processor is asked once a size.
+    """
+
+    def __init__(self, chat: ChatFormat, family: Family | None) -> None:
         self._chat = chat
+        self._grid = read_grid(family, chat.processor.to_dict()) if family else None
         self._known: dict[tuple[int, int], int] = {}
+        self._around = 0
+        if self._grid is not None:
+            self._around = self._measure(*_PROBE_SIZE) - self._grid.image_tokens(*_PROBE_SIZE)
 
     def __call__(self, width: int, height: int) -> int:
         """Tokens beyond the placeholder of a `width` × `height` px picture."""
         size = (width, height)
         if size not in self._known:
-            self._known[size] = self._measure(width, height)
+            foreseen = self._grid.image_tokens(width, height) + self._around if self._grid else None
+            self._known[size] = self._measure(width, height) if foreseen is None else foreseen
         return self._known[size]
 
     def _measure(self, width: int, height: int) -> int:
@@ -65,12 +74,15 @@ class ImageTokenCounter:
         return len(whole) - len(bare)
 
 
-def measure_lengths(split: Split, chat: ChatFormat, *, last_turn_only: bool = False) -> RowLengths:
+def measure_lengths(
+    split: Split, chat: ChatFormat, family: Family | None, *, last_turn_only: bool = False
+) -> RowLengths:
     """Measures every row of a split, from its text and the stored sizes of its pictures.
 
     Args:
         split: The split of a built folder.
         chat: The processor and its mask rules.
+        family: The model's family, if it is a known one.
         last_turn_only: Only the last answer carries loss.
 
     Returns:
@@ -78,7 +90,7 @@ def measure_lengths(split: Split, chat: ChatFormat, *, last_turn_only: bool = Fa
     """
     from tqdm import tqdm
 
-    count_image_tokens = ImageTokenCounter(chat)
+    count_image_tokens = ImageTokenCounter(chat, family)
     sizes = split.stored_sizes()
     columns = np.zeros((5, len(sizes)), dtype=np.int64)
     with tqdm(total=len(sizes), desc="checking rows", unit="row", delay=2, disable=None) as progress:

@@ -14,8 +14,9 @@ from vlmdata.errors import DataError
 __all__ = ["MergedWeights", "WeightSample", "compare_weights", "sample_merged_weights"]
 
 _WEIGHTS_A_LAYER = 512
-# bfloat16 keeps 8 bits: one rounding moves a value by up to 2^-9 of it. Merging may round the change and the sum.
-_ROUNDING = 2.0**-8
+# bfloat16 keeps 8 significant bits, so that one rounding moves a value by up to 2^-8 of it; merging rounds twice, the
+# base's weight (which may be stored in more bits) or the change, and then the sum.
+_ROUNDING = 2.0**-7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmdata.errors import ConfigError, DataError
+from vlmdata.families import Family
 from vlmdata.shards import Split
 from vlmtrain.chat import ChatFormat
 from vlmtrain.config import DataConfig
@@ -50,20 +51,21 @@ class CheckedSplit:
         )
 
 
-def check_split(split: Split, config: DataConfig, chat: ChatFormat) -> CheckedSplit:
+def check_split(split: Split, config: DataConfig, chat: ChatFormat, family: Family | None) -> CheckedSplit:
     """Measures every row of a split and refuses what training would silently do wrong.
 
     Args:
         split: The split of a built folder.
         config: Limits and what to train on.
         chat: The model's chat format.
+        family: The model's family, if it is a known one.
 
     Raises:
         DataError: Rows above the limit, rows without a supervised token, answers that the mask misses or that no
             stop token ends.
     """
     rows = open_rows(split)
-    lengths = measure_lengths(split, chat, last_turn_only=config.train_on == "last")
+    lengths = measure_lengths(split, chat, family, last_turn_only=config.train_on == "last")
     if problems := _mask_problems(split.name, lengths, chat):
         raise DataError("; ".join(problems))
     limit = config.max_length or int(lengths.tokens.max())

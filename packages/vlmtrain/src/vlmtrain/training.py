@@ -71,11 +71,11 @@ def prepare(config: FitConfig) -> Prepared:
         instruction_part=config.data.instruction_part,
         response_part=config.data.response_part,
     )
-    train = check_split(train_split, config.data, chat)
+    train = check_split(train_split, config.data, chat, source.family)
     say(train.describe())
     val = None
     if config.data.val_split in folder.splits and folder.splits[config.data.val_split].num_rows:
-        val = check_split(folder.split(config.data.val_split), config.data, chat)
+        val = check_split(folder.split(config.data.val_split), config.data, chat, source.family)
         say(val.describe())
     else:
         say(f"no rows in a split {config.data.val_split!r}: no evaluation loss, the last checkpoint is kept")
@@ -140,6 +140,7 @@ def _load_for_training(config: FitConfig, prepared: Prepared) -> LoadedModel:
         load_in=precision.load_in,
         max_length=max_length,
         method=config.adapter.method,
+        checkpointing=config.optimizer.gradient_checkpointing,
         trust_remote_code=config.model.trust_remote_code,
     )
     if config.adapter.method == "full":

@@ -34,6 +34,7 @@ class Backend(Protocol):
         load_in: str,
         max_length: int,
         method: str,
+        checkpointing: str,
         trust_remote_code: bool,
     ) -> LoadedModel:
         """Loads the weights, and the adapter on them if there is one."""

@@ -31,13 +31,20 @@ _NOT_QUANTISED = ["lm_head", "visual", "vision_tower", "vision_model", "merger",
 
 
 def load_model(
-    source: ModelSource, processor: Any, *, load_in: str, max_length: int, method: str, trust_remote_code: bool
+    source: ModelSource,
+    processor: Any,
+    *,
+    load_in: str,
+    max_length: int,
+    method: str,
+    checkpointing: str,
+    trust_remote_code: bool,
 ) -> LoadedModel:
     """Loads the weights, and the adapter on them; see `vlmtrain.backends.Backend`."""
     import torch
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
-    del max_length, method  # only Unsloth wants to know them when it loads
+    del max_length, method, checkpointing  # only Unsloth wants to know them when it loads
     on_gpu = torch.cuda.is_available()
     dtype = activation_dtype(load_in)
     arguments: dict[str, Any] = {"dtype": dtype, "revision": source.revision, "trust_remote_code": trust_remote_code}

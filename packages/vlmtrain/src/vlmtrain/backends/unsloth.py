@@ -45,9 +45,18 @@ __all__ = [
 
 NAME = "unsloth"
 
+_CHECKPOINTING: dict[str, bool | str] = {"auto": "unsloth", "unsloth": "unsloth", "on": True, "off": False}
+
 
 def load_model(
-    source: ModelSource, processor: Any, *, load_in: str, max_length: int, method: str, trust_remote_code: bool
+    source: ModelSource,
+    processor: Any,
+    *,
+    load_in: str,
+    max_length: int,
+    method: str,
+    checkpointing: str,
+    trust_remote_code: bool,
 ) -> LoadedModel:
     """Loads the weights, and the adapter on them; see `vlmtrain.backends.Backend`."""
     import torch
@@ -60,6 +69,7 @@ def load_model(
         "load_in_8bit": load_in == "8bit",
         "load_in_16bit": load_in == "16bit" and not full,
         "full_finetuning": full,
+        "use_gradient_checkpointing": _CHECKPOINTING[checkpointing],
         "trust_remote_code": trust_remote_code,
     }
     if load_in == "32bit":
@@ -83,6 +93,8 @@ def load_model(
 
 def add_adapter(loaded: LoadedModel, config: AdapterConfig, *, checkpointing: str, seed: int) -> None:
     """Puts fresh LoRA adapters on the chosen layers; see `vlmtrain.backends.Backend`."""
+    from unsloth.models.vision import FastBaseModel
+
     arguments: dict[str, Any] = {
         "r": config.r,
         "lora_alpha": config.alpha,
@@ -92,12 +104,12 @@ def add_adapter(loaded: LoadedModel, config: AdapterConfig, *, checkpointing: st
         "finetune_language_layers": config.finetune_language_layers,
         "finetune_attention_modules": config.finetune_attention_modules,
         "finetune_mlp_modules": config.finetune_mlp_modules,
-        "use_gradient_checkpointing": {"auto": "unsloth", "on": True, "off": False}.get(checkpointing, checkpointing),
+        "use_gradient_checkpointing": _CHECKPOINTING[checkpointing],
         "random_state": seed,
     }
     if config.targets == "all-linear":
         arguments["target_modules"] = "all-linear"
-    _refuse_unknown(unsloth.FastVisionModel.get_peft_model, arguments)
+    _refuse_unknown(FastBaseModel.get_peft_model, arguments)
     loaded.model = unsloth.FastVisionModel.get_peft_model(loaded.model, **arguments)
 
 
@@ -148,7 +160,22 @@ def save_merged(loaded: LoadedModel, out: Path) -> None:
         loaded.processor.save_pretrained(out)
         return
     loaded.model.save_pretrained_merged(str(out.resolve()), loaded.processor, save_method="merged_16bit")
+    _cast_to_16bit(out)
     loaded.processor.save_pretrained(out)
+
+
+def _cast_to_16bit(out: Path) -> None:
+    """Unsloth merges in the precision that the base is stored in; a base of 32-bit files comes out in 32 bit."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    for path in sorted(out.glob("*.safetensors")):
+        tensors = load_file(path)
+        wide = [name for name, tensor in tensors.items() if tensor.dtype == torch.float32]
+        if wide:
+            print(f"{path.name}: {len(wide)} tensors of the base are stored in 32 bit, written in bfloat16", flush=True)
+            tensors |= {name: tensors[name].to(torch.bfloat16) for name in wide}
+            save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _refuse_unknown(function: Callable[..., Any], arguments: dict[str, Any]) -> None:

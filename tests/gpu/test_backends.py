@@ -1,0 +1,42 @@
+"""Unsloth against the reference on a GPU: same adapter, same rows, losses within 1 %, and exports that are the model."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def load_script(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("precision", ["16bit", "4bit"])
+def test_first_losses_agree_and_exports_are_the_model(precision: str, tmp_path: Path) -> None:
+    script = load_script(REPOSITORY / "benchmarks" / "backends.py")
+    fixtures = load_script(REPOSITORY / "tests" / "train" / "conftest.py")
+    data = fixtures.write_folder(
+        tmp_path / "data",
+        {
+            "train": [fixtures.make_row(i, turns=1 + (i % 5 == 0)) for i in range(96)],
+            "val": [fixtures.make_row(1000 + i) for i in range(16)],
+        },
+    )
+    [result] = script.compare_backends(data, tmp_path / "out", family="qwen2.5-vl", steps=10, precisions=[precision])
+    assert result["largest_difference"] <= script.LOSS_TOLERANCE
+    for backend in ("unsloth", "transformers"):
+        assert result[backend]["parity"]["holds"]
+        assert result[backend]["merged_weights"]["changed_layers"] > 0
