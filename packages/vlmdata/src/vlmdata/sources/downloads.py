@@ -151,7 +151,8 @@ class Downloader:
 
     def _read_body(self, response: Any, deadline: float) -> bytes | Problem | _Retry:
         body = bytearray()
-        for piece in response.stream(_READ_BYTES):
+        # read1 gives what has come; read would wait for a whole block, however slowly it comes
+        while piece := response.read1(_READ_BYTES):
             body += piece
             if len(body) > self._max_bytes:
                 return Problem("image_too_large_bytes", f"more than {self._max_bytes} bytes")
