@@ -16,6 +16,7 @@ from vlmtrain.evaluation import run_data
 from vlmtrain.inference import AnsweringModel, load_source, release_memory
 from vlmtrain.merged_weights import MergedWeights, WeightSample, compare_weights, sample_merged_weights
 from vlmtrain.parity import TOLERANCE, Parity, answer_logits, base_logits, compare_logits, require_parity
+from vlmtrain.processors import save_processor
 from vlmtrain.rows import open_rows, sample_indices
 from vlmtrain.settings import ExportConfig
 from vlmtrain.source import ModelSource, find_model
@@ -95,7 +96,7 @@ def _write(trained: AnsweringModel, config: ExportConfig) -> None:
             trained.backend.save_merged(trained.loaded, config.out)
         elif adapter is not None:
             shutil.copytree(adapter, config.out, dirs_exist_ok=True)
-            trained.chat.processor.save_pretrained(config.out)
+        save_processor(trained.loaded.source, config.out)
     except OSError as error:
         raise ResourceError(f"{config.out}: cannot be written: {error.strerror or error}") from error
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from vlmdata.errors import ConfigError
 from vlmtrain.chat import ChatFormat, Markers, read_chat_format
 from vlmtrain.source import ModelSource
 
-__all__ = ["load_chat_format", "load_processor"]
+__all__ = ["load_chat_format", "load_processor", "save_processor"]
 
 
 def load_processor(source: ModelSource, *, trust_remote_code: bool = False) -> Any:
@@ -24,6 +25,15 @@ def load_processor(source: ModelSource, *, trust_remote_code: bool = False) -> A
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{source.processor}: no usable processor: {' '.join(str(error).split())}") from error
     return processor
+
+
+def save_processor(source: ModelSource, out: Path, *, trust_remote_code: bool = False) -> None:
+    """Writes the processor as the model came with it.
+
+    A fast tokenizer remembers the padding and truncation of its last call and saves them: one that has trained with a
+    limit would cut the texts of whoever loads it.
+    """
+    load_processor(source, trust_remote_code=trust_remote_code).save_pretrained(out)
 
 
 def load_chat_format(

@@ -17,7 +17,7 @@ from vlmtrain.layers import count_parameters
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.precision import choose_precision
 from vlmtrain.preflight import CheckedSplit, check_collator, check_split, show_masked_row
-from vlmtrain.processors import load_chat_format, load_processor
+from vlmtrain.processors import load_chat_format, load_processor, save_processor
 from vlmtrain.run_folder import RunFolder, open_run_folder
 from vlmtrain.source import ModelSource, find_model
 from vlmtrain.stops import StopRequest
@@ -211,7 +211,7 @@ def _train(trainer: Any, checkpoint: Path | None) -> Any:
 def _save_weights(trainer: Any, loaded: LoadedModel, run: RunFolder) -> None:
     try:
         trainer.save_model(str(run.weights))
-        loaded.processor.save_pretrained(run.weights)
+        save_processor(loaded.source, run.weights)
     except OSError as error:
         raise ResourceError(f"{run.weights}: cannot be written: {error.strerror or error}") from error
 

@@ -11,6 +11,7 @@ from vlmtrain.chat import ChatFormat
 from vlmtrain.config import AdapterConfig, FitConfig
 from vlmtrain.layers import adapter_targets
 from vlmtrain.loaded import LoadedModel
+from vlmtrain.masks import IGNORE_INDEX
 from vlmtrain.source import ModelSource
 
 __all__ = [
@@ -112,19 +113,39 @@ def make_collator(
 
 
 def trainer_class() -> type:
-    """trl's SFTTrainer with the plain cross-entropy of the model itself."""
+    """trl's SFTTrainer with the plain cross-entropy over supervised tokens."""
+    import torch
     from transformers import Trainer
     from trl import SFTTrainer
 
     class ReferenceTrainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
-        """trl computes its loss with a Triton kernel, which a CPU cannot run; transformers' own is the reference."""
+        """trl computes its loss with a Triton kernel, which a CPU cannot run, and as a mean of each forward pass.
 
-        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-            """The model's loss over the supervised tokens of the whole batch."""
-            return Trainer.compute_loss(self, *args, **kwargs)
+        Here it is the mean over the supervised tokens of the whole global batch, whatever the accumulation.
+        """
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            # makes transformers count the tokens of all forward passes of a step, and not divide a second time
+            self.model_accepts_loss_kwargs = True
+
+        def compute_loss(
+            self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            """The share of one forward pass in the step's loss; its own mean when it is evaluated alone."""
+            labels = inputs["labels"]
+            outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+            targets = labels[:, 1:].flatten()
+            logits = outputs.logits[:, :-1].flatten(0, 1).float()
+            total = torch.nn.functional.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORE_INDEX)
+            loss = total / (num_items_in_batch if num_items_in_batch is not None else (targets >= 0).sum())
+            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+                # gradients are averaged over processes, and the count is of all of them
+                loss = loss * self.accelerator.num_processes
+            return (loss, outputs) if return_outputs else loss
 
         def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-            """The same for evaluation."""
+            """transformers' own, which asks for the loss above."""
             return Trainer.prediction_step(self, *args, **kwargs)
 
     return ReferenceTrainer
@@ -156,4 +177,3 @@ def save_merged(loaded: LoadedModel, out: Path) -> None:
         model = model.merge_and_unload(safe_merge=True)
     model.to(torch.bfloat16)
     model.save_pretrained(out)
-    loaded.processor.save_pretrained(out)

@@ -157,11 +157,9 @@ def save_merged(loaded: LoadedModel, out: Path) -> None:
         import torch
 
         loaded.model.to(torch.bfloat16).save_pretrained(out)
-        loaded.processor.save_pretrained(out)
         return
     loaded.model.save_pretrained_merged(str(out.resolve()), loaded.processor, save_method="merged_16bit")
     _cast_to_16bit(out)
-    loaded.processor.save_pretrained(out)
 
 
 def _cast_to_16bit(out: Path) -> None:
