@@ -69,8 +69,8 @@ def check_folder(folder: Path, *, on_rows: Callable[[int], None]) -> str:
     if problems:
         more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
         raise DataError(f"{folder}: " + "; ".join(problems[:_SHOWN_PROBLEMS]) + more)
-    rows = sum(split.num_rows for split in built.splits.values())
-    return f"{folder}: whole; {rows} rows in {len(built.splits)} splits, {images} images decode, checksums agree"
+    rows = ", ".join(f"{name} {split.num_rows}" for name, split in built.splits.items())
+    return f"{folder}: whole; {rows} rows; checksums agree, {images} images decode"
 
 
 def _check_split(split: Split, problems: list[str], on_rows: Callable[[int], None]) -> int:

@@ -241,7 +241,7 @@ class SplitConfig:
             for name, part in fractions.items()
             if not 0 < part < 1
         ]
-        if sum(fractions.values()) >= 1:
+        if not problems and sum(fractions.values()) >= 1:
             problems.append(f"split {self.split!r} leaves nothing for train")
         if problems:
             raise ConfigError(problems)

@@ -107,6 +107,7 @@ class SplitWriter:
         self._directory = folder / name
         self._directory.mkdir(parents=True, exist_ok=True)
         self._shard_bytes = shard_bytes
+        self._batch_bytes = min(BATCH_BYTES, shard_bytes)
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
         self._pending_bytes = 0
@@ -139,7 +140,7 @@ class SplitWriter:
         row_bytes = measure_rows(batch)
         begin = 0
         for i, size in enumerate(row_bytes.tolist()):
-            full = self._pending_rows == BATCH_ROWS or self._pending_bytes + size > BATCH_BYTES
+            full = self._pending_rows == BATCH_ROWS or self._pending_bytes + size > self._batch_bytes
             if full and self._pending_rows:
                 self._hold(batch, begin, i)
                 self._flush()
