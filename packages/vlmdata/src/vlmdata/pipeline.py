@@ -184,10 +184,12 @@ def check_rejects(counts: Counts, max_reject_rate: float, report: Path | None) -
     looked_at = counts.read - counts.rejected.get("filtered", 0)
     if counts.kept and defects <= max_reject_rate * looked_at:
         return
+    if not counts.read:
+        raise DataError("there are no rows in the inputs")
     reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(counts.rejected).most_common(5))
     where = f"; see {report}" if report is not None else ""
     if not counts.kept:
-        raise DataError(f"none of {counts.read} rows is left to keep ({reasons or 'there are no rows'}){where}")
+        raise DataError(f"none of {counts.read} rows is left to keep ({reasons}){where}")
     raise DataError(
         f"{defects} of {looked_at} rows are rejected ({reasons}), more than --max-reject-rate {max_reject_rate:g} "
         f"allows{where}"
