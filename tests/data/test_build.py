@@ -325,7 +325,7 @@ def test_problems_of_all_inputs_come_at_once(tmp_path: Path) -> None:
 
 def start_build(path: Path, out: Path, *options: str, **how: object) -> subprocess.Popen:
     command = [sys.executable, "-m", "vlmdata", "build", str(path), "--out", str(out), "--workers", "2", *options]
-    command += ["--min-side", "300", "--max-side", "1000", "--split", "val=0.1"]
+    command += ["--min-side", "100", "--split", "val=0.1"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **how
     )
