@@ -116,7 +116,7 @@ def test_a_dropped_row_names_the_one_it_duplicates(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     (duplicate,) = [line for line in lines if line["reason"] == "duplicate_exact"]
     assert (duplicate["row"], duplicate["stage"], duplicate["id"]) == (13, "dedup", "rows.jsonl:13")
-    assert duplicate["detail"] == "of rows.jsonl:12 (rows.jsonl:12)"
+    assert duplicate["detail"] == "of rows.jsonl:12"
 
 
 @pytest.mark.parametrize("dedup", ["none", "exact", "near"])

@@ -102,6 +102,8 @@ def test_errors_are_one_line_and_a_code(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert not (tmp_path / "out" / "manifest.json").exists()
+    # a mistake in the options leaves nothing behind
+    assert code != 2 or not (tmp_path / "out").exists()
 
 
 def test_check_of_raw_input_writes_nothing(capsys: pytest.CaptureFixture[str], rows: Path, tmp_path: Path) -> None:

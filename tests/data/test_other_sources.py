@@ -128,8 +128,8 @@ def test_image_folder_by_labels_and_splits(tmp_path: Path) -> None:
     (tmp_path / "train" / "dog" / "notes.txt").write_text("not an image")
     rows = rows_of(open_one(tmp_path))
     assert rows == [
-        {"image": "cat/1.png", "file_name": "1.png", "label": "cat"},
-        {"image": "dog/1.png", "file_name": "1.png", "label": "dog"},
+        {"id": "cat/1.png", "image": "cat/1.png", "file_name": "1.png", "label": "cat"},
+        {"id": "dog/1.png", "image": "dog/1.png", "file_name": "1.png", "label": "dog"},
     ]
     assert len(rows_of(open_one(tmp_path, source_split="test"))) == 1
     assert open_one(tmp_path / "train").kind.startswith("image folder, labels")

@@ -28,6 +28,7 @@ from vlmdata.pipeline import (
     check_rejects,
     hash_json,
     list_versions,
+    plan_inputs,
     prepare_inputs,
     settle_rows,
 )
@@ -95,9 +96,9 @@ def build_folder(
         notes.append(line)
         on_note(line)
 
-    before = check_output(config.out, config.content_values(), overwrite=config.output.overwrite)
-    sources = open_sources(config.inputs, config.input)
-    with explain_disk_errors(config.out), lock_output(config.out):
+    with explain_disk_errors(config.out):
+        before = check_output(config.out, config.content_values(), overwrite=config.output.overwrite)
+        sources = open_sources(config.inputs, config.input)
         if before is not None:
             files = [path for source in sources for path in source.files]
             if has_stamps_unchanged(config.out, files) and touch_manifest(config.out, before):
@@ -105,9 +106,11 @@ def build_folder(
                 seconds = time.monotonic() - started
                 return BuildReport(out=config.out, manifest=before, seconds=seconds, was_unchanged=True, notes=notes)
             note(f"{config.out} was built before, but its inputs or shards have changed since: building again")
-        stage = staging_folder(config.out)
-        prepared = prepare_inputs(sources, config, stage, keep_rows=True, on_partition=on_partition, on_note=note)
-        manifest = _finish(prepared, sources, config, note)
+        inputs = plan_inputs(sources, config, note)
+        with lock_output(config.out):
+            stage = staging_folder(config.out)
+            prepared = prepare_inputs(inputs, config, stage, keep_rows=True, on_partition=on_partition)
+            manifest = _finish(prepared, sources, config, note)
     return BuildReport(
         out=config.out,
         manifest=manifest,
@@ -129,8 +132,7 @@ def explain_disk_errors(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(f"{place}: the disk is full; what is done is kept for the next build") from error
-        where = f" ({error.filename})" if error.filename else ""
-        raise ResourceError(f"{place}: {error.strerror or error}{where}") from error
+        raise ResourceError(f"{error.filename or place}: {error.strerror or error}") from error
     except MemoryError as error:
         raise ResourceError("out of memory; fewer --workers need less") from error
 

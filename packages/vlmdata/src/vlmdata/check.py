@@ -12,7 +12,7 @@ from vlmdata.build import explain_disk_errors
 from vlmdata.build_config import BuildConfig
 from vlmdata.errors import DataError
 from vlmdata.manifest import Counts
-from vlmdata.pipeline import check_rejects, prepare_inputs, settle_rows
+from vlmdata.pipeline import check_rejects, plan_inputs, prepare_inputs, settle_rows
 from vlmdata.shards import Split, open_folder
 from vlmdata.sources import open_sources
 from vlmdata.stage import PartitionSummary
@@ -43,7 +43,8 @@ def check_inputs(
     sources = open_sources(config.inputs, config.input)
     with tempfile.TemporaryDirectory(prefix="vlmdata-check-") as name, explain_disk_errors(Path(name)):
         stage = Path(name)
-        prepared = prepare_inputs(sources, config, stage, keep_rows=False, on_partition=on_partition, on_note=on_note)
+        inputs = plan_inputs(sources, config, on_note)
+        prepared = prepare_inputs(inputs, config, stage, keep_rows=False, on_partition=on_partition)
         report = stage / "rejected.jsonl"
         settled = settle_rows(config, stage, prepared.partitions, report)
         if rejected is not None:

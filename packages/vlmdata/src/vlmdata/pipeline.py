@@ -34,7 +34,16 @@ from vlmdata.stage import (
     run_partitions,
 )
 
-__all__ = ["Prepared", "Settled", "check_rejects", "hash_json", "list_versions", "prepare_inputs", "settle_rows"]
+__all__ = [
+    "Prepared",
+    "Settled",
+    "check_rejects",
+    "hash_json",
+    "list_versions",
+    "plan_inputs",
+    "prepare_inputs",
+    "settle_rows",
+]
 
 # Part of every partition's key: a change in what is staged makes older staged files useless.
 _STAGE_VERSION = 1
@@ -77,49 +86,20 @@ def hash_json(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def prepare_inputs(
-    sources: Sequence[Source],
-    config: BuildConfig,
-    stage: Path,
-    *,
-    keep_rows: bool,
-    on_partition: Callable[[PartitionSummary], None],
-    on_note: Callable[[str], None],
-) -> Prepared:
-    """Read all rows and stage what becomes of them in the folder `stage`.
+def plan_inputs(
+    sources: Sequence[Source], config: BuildConfig, on_note: Callable[[str], None]
+) -> list[tuple[Source, Reading]]:
+    """Look at the first rows of every input and decide how it is read; inputs without rows are left out.
 
     Args:
         sources: the opened inputs.
         config: of the build.
-        stage: an existing folder.
-        keep_rows: whether to stage the shard rows too; signatures and rejections always are.
-        on_partition: called with each partition as it is done, in any order.
         on_note: called with a line on each input: what it is and how it is read.
 
     Raises:
         ConfigError: columns that are not there, of all inputs at once.
         DataError: an input that cannot be read.
-        ResourceError: worker processes do not start or die without end.
     """
-    inputs = _plan(sources, config, on_note)
-    settings = WorkSettings(
-        folder=stage,
-        key=hash_json([_STAGE_VERSION, list_versions(), config.stage_values(), keep_rows]),
-        input=config.input,
-        images=config.images,
-        keep_rows=keep_rows,
-    )
-    partitions = []
-    for summary in run_partitions(cut_partitions(inputs), settings, count_workers(config.output.workers)):
-        on_partition(summary)
-        partitions.append(summary)
-    return Prepared(inputs, sorted(partitions, key=lambda each: each.number))
-
-
-def _plan(
-    sources: Sequence[Source], config: BuildConfig, on_note: Callable[[str], None]
-) -> list[tuple[Source, Reading]]:
-    """Look at the first rows of every input and decide how it is read."""
     planned: list[tuple[Source, Reading]] = []
     problems: list[str] = []
     for source in sources:
@@ -141,6 +121,41 @@ def _plan(
     if problems:
         raise ConfigError(problems)
     return planned
+
+
+def prepare_inputs(
+    inputs: Sequence[tuple[Source, Reading]],
+    config: BuildConfig,
+    stage: Path,
+    *,
+    keep_rows: bool,
+    on_partition: Callable[[PartitionSummary], None],
+) -> Prepared:
+    """Read all rows and stage what becomes of them in the folder `stage`.
+
+    Args:
+        inputs: from `plan_inputs`.
+        config: of the build.
+        stage: an existing folder.
+        keep_rows: whether to stage the shard rows too; signatures and rejections always are.
+        on_partition: called with each partition as it is done, in any order.
+
+    Raises:
+        DataError: an input that turns out to be broken.
+        ResourceError: worker processes do not start or die without end.
+    """
+    settings = WorkSettings(
+        folder=stage,
+        key=hash_json([_STAGE_VERSION, list_versions(), config.stage_values(), keep_rows]),
+        input=config.input,
+        images=config.images,
+        keep_rows=keep_rows,
+    )
+    partitions = []
+    for summary in run_partitions(cut_partitions(inputs), settings, count_workers(config.output.workers)):
+        on_partition(summary)
+        partitions.append(summary)
+    return Prepared(inputs, sorted(partitions, key=lambda each: each.number))
 
 
 def settle_rows(config: BuildConfig, stage: Path, partitions: Sequence[PartitionSummary], rejected: Path) -> Settled:

@@ -77,8 +77,10 @@ def _merge(stage: Path, staged: StagedSet, duplicates: Duplicates) -> Iterator[R
 def _describe(staged: StagedSet, place: int, kept_place: int, reason: str, distance: int) -> Rejection:
     source, row, row_id = staged.name(place)
     kept_source, kept_row, kept_id = staged.name(kept_place)
+    place_of_kept = f"{kept_source}:{kept_row}"
+    who = kept_id if kept_id == place_of_kept else f"{kept_id} ({place_of_kept})"
     how = f", distance {distance} of 256" if reason == "duplicate_near" else ""
-    return Rejection(source, row, "dedup", reason, f"of {kept_id} ({kept_source}:{kept_row}){how}", row_id)
+    return Rejection(source, row, "dedup", reason, f"of {who}{how}", row_id)
 
 
 def collect_stamps(stage: Path, partitions: Iterable[int]) -> Iterator[FileStamp]:

@@ -48,8 +48,9 @@ def plan(columns: Sequence[str], config: ColumnConfig) -> Reading:
         text = given if given is not None else next((name for name in usual if name in columns), None)
         if text is None:
             if needed:
-                hint = "a column, a template with {column}" + (" or a constant text with a space" if constant else "")
-                problems.append(f"no column for the {option}: give --{option} {hint}; {list_columns(columns)}")
+                choices = "a column, a constant text with a space" if constant else "a column"
+                hint = f"give --{option} {choices} or a template with {{column}}"
+                problems.append(f"no column for the {option}: {hint}; {list_columns(columns)}")
             return None
         try:
             return parse_template(option, text, columns, allow_constant=constant)

@@ -176,6 +176,7 @@ def _labelled(images: Sequence[Path], folder: Path) -> Callable[[], Iterator[Ind
         for index, path in enumerate(images):
             relative = path.relative_to(folder)
             label = {"label": relative.parent.name} if relative.parent.name else {}
-            yield index, {"image": str(relative), "file_name": relative.name, **label}
+            name = relative.as_posix()
+            yield index, {"id": name, "image": name, "file_name": relative.name, **label}
 
     return rows

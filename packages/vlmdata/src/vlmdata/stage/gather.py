@@ -27,20 +27,20 @@ class StagedSet:
         signatures: what deduplication compares.
         group: (R,) uint64, a hash of the `--group-by` value, 0 where there is none.
         first_row: for each partition the place of its first row among the R.
-        names: a table with the columns `row` (index in the input) and `id`, memory-mapped.
+        names: for each partition the columns `row` (index in the input) and `id`, memory-mapped.
         partitions: the partitions, in order.
     """
 
     signatures: Signatures
     group: npt.NDArray[np.uint64]
     first_row: npt.NDArray[np.int64]
-    names: pa.Table
+    names: Sequence[pa.RecordBatch]
     partitions: Sequence[PartitionSummary]
 
     def name(self, place: int) -> tuple[str, int, str]:
         """Return the source, the index in it and the id of the row at a place."""
         partition = int(np.searchsorted(self.first_row, place, side="right")) - 1
-        row = self.names.slice(place, 1).to_pylist()[0]
+        row = self.names[partition].slice(place - int(self.first_row[partition]), 1).to_pylist()[0]
         return self.partitions[partition].source, row["row"], row["id"]
 
 
@@ -70,7 +70,7 @@ def gather_signatures(folder: Path, partitions: Sequence[PartitionSummary]) -> S
         signatures=signatures,
         group=_hash_groups(table.column("group")),
         first_row=np.cumsum([0, *(each.kept for each in partitions)], dtype=np.int64)[:-1],
-        names=table.select(["row", "id"]),
+        names=[batch.select(["row", "id"]) for batch in batches],
         partitions=partitions,
     )
 
