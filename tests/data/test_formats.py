@@ -10,7 +10,7 @@ import pytest
 
 from vlmdata.config import ColumnConfig, InputConfig
 from vlmdata.errors import ConfigError
-from vlmdata.formats import FORMATS, convert_row, encode_meta, plan_reading, read_group
+from vlmdata.formats import convert_row, encode_meta, plan_reading, read_group
 from vlmdata.formats.filters import RowFilter
 from vlmdata.sample import ImageRef, Problem, Sample
 
@@ -277,10 +277,9 @@ def test_formats_are_told_from_the_rows() -> None:
         return plan_reading(list(rows), InputConfig(), ColumnConfig(**columns), None).format
 
     assert told({"messages": chat("a", "b"), "question": "x"}) == "messages"
-    assert told({"conversations": [{"from": "human", "value": "x"}]}) == "llava"
+    assert told({"conversations": [{"from": "human", "value": "x"}], "image": "a.jpg"}) == "llava"
     assert told({"question": "x", "answer": "y"}) == "columns"
     assert told({"messages": chat("a", "b"), "q": "x", "a": "y"}, instruction="q", response="a") == "columns"
-    assert [module.NAME for module in FORMATS] == ["messages", "llava", "columns"]
     with pytest.raises(ConfigError, match="for column sets, not for --format llava"):
         plan_reading([{"q": "x"}], InputConfig(format="llava"), ColumnConfig(instruction="q"), None)
 

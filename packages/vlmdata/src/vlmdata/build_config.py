@@ -1,4 +1,4 @@
-"""The sections of `vlmdata.config` put together: all that a build needs to know, and which part of it decides what."""
+"""The option sections put together: all that a build needs to know, and which part of it decides what."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from vlmdata.config import ColumnConfig, DedupConfig, ImageConfig, InputConfig, OutputConfig, SplitConfig
 from vlmdata.errors import ConfigError
 from vlmdata.options import build_section, flatten
+from vlmdata.text_config import TextConfig
 
 __all__ = ["SECTIONS", "BuildConfig", "PlaceConfig"]
 
@@ -24,7 +25,7 @@ class PlaceConfig:
     """Folder to build."""
 
 
-SECTIONS = (InputConfig, ColumnConfig, ImageConfig, DedupConfig, SplitConfig, OutputConfig)
+SECTIONS = (InputConfig, ColumnConfig, TextConfig, ImageConfig, DedupConfig, SplitConfig, OutputConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +36,7 @@ class BuildConfig:
     out: Path
     input: InputConfig = field(default_factory=InputConfig)
     columns: ColumnConfig = field(default_factory=ColumnConfig)
+    texts: TextConfig = field(default_factory=TextConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
     dedup: DedupConfig = field(default_factory=DedupConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -53,7 +55,7 @@ class BuildConfig:
             ConfigError: with the problems of all sections at once.
         """
         problems: list[str] = []
-        names = ("input", "columns", "images", "dedup", "split", "output")
+        names = ("input", "columns", "texts", "images", "dedup", "split", "output")
         parts = {name: build_section(section, values, problems) for name, section in zip(names, SECTIONS, strict=True)}
         inputs = values.get("inputs") or ()
         if not inputs:
@@ -66,9 +68,9 @@ class BuildConfig:
 
     def content_values(self) -> dict[str, Any]:
         """Return the flat values that decide what is in the folder: not where it lies, nor how it is computed."""
-        values = flatten(self.input, self.columns, self.images, self.dedup, self.split)
+        values = flatten(self.input, self.columns, self.texts, self.images, self.dedup, self.split)
         return {"inputs": list(self.inputs), **values, "shard_size": self.output.shard_size}
 
     def stage_values(self) -> dict[str, Any]:
         """Return the flat values that decide what a single row becomes, before rows are compared."""
-        return flatten(self.input, self.columns, self.images) | {"group_by": self.split.group_by}
+        return flatten(self.input, self.columns, self.texts, self.images) | {"group_by": self.split.group_by}

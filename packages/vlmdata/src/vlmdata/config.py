@@ -41,12 +41,28 @@ def parse_byte_size(text: str) -> int:
 class InputConfig:
     """Which rows are read, and where their images may lie."""
 
-    format: Literal["auto", "columns", "messages", "llava"] = "auto"
+    format: Literal[
+        "auto",
+        "columns",
+        "messages",
+        "openai",
+        "axolotl",
+        "trl",
+        "llava",
+        "sharegpt",
+        "llamafactory",
+        "swift",
+        "alpaca",
+        "finevision",
+        "captions",
+    ] = "auto"
     """What the rows look like; auto tells it from the first rows of each input."""
     image_root: Path | None = None
     """Folder that image paths are relative to, and must stay under [default: the folder of the input file]."""
     allow_outside_root: bool = False
     """Let image paths lead out of the image root (absolute paths, ../, links)."""
+    download: bool = True
+    """Fetch images behind URLs; without it, rows that name one are rejected."""
     allow_private_urls: bool = False
     """Let image URLs lead to private, loopback and link-local addresses."""
     url_timeout_s: float = 20.0
@@ -90,7 +106,7 @@ class ColumnConfig:
     instruction: str | None = None
     """Column with the user's text, a template such as "What is {thing}?", or a constant text with a space in it."""
     response: str | None = None
-    """Column with the answer (several in a list: the first is trained), or a template such as {label}."""
+    """Column with the answer (several in a list: see --answers), or a template such as {label}."""
     system: str | None = None
     """Column with the system text, a template, or a constant text with a space in it."""
     id: str | None = None

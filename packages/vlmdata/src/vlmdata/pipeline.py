@@ -69,11 +69,15 @@ class Settled:
         staged: R staged rows.
         split_of: (R,) 0 for train, 1 for the first split set aside and so on, -1 for rows that are dropped.
         counts: of all rows that were read.
+        duplicates: the rows that were dropped for others.
+        links: which images are the same, where that was worked out.
     """
 
     staged: StagedSet
     split_of: npt.NDArray[np.int64]
     counts: Counts
+    duplicates: Duplicates
+    links: ImageLinks | None
 
 
 def list_versions() -> dict[str, str]:
@@ -112,7 +116,14 @@ def plan_inputs(
             reasons = ", ".join(sorted({row.reason for row in looked_at if isinstance(row, Problem)}))
             raise DataError(f"{source.name}: none of the first {len(looked_at)} rows can be read ({reasons})")
         try:
-            reading = plan_reading(head, config.input, config.columns, config.split.group_by)
+            reading = plan_reading(
+                head,
+                config.input,
+                config.columns,
+                config.split.group_by,
+                texts=config.texts,
+                description=source.description,
+            )
         except ConfigError as error:
             problems.extend(f"{source.name}: {problem}" for problem in error.problems)
             continue
@@ -161,7 +172,7 @@ def prepare_inputs(
 def settle_rows(config: BuildConfig, stage: Path, partitions: Sequence[PartitionSummary], rejected: Path) -> Settled:
     """Find duplicates, assign splits, write rejected.jsonl, and make sure that every row is accounted for."""
     staged = gather_signatures(stage, partitions)
-    duplicates, split_of = _compare(staged, config)
+    duplicates, links, split_of = _compare(staged, config)
     reasons = write_rejections(rejected, stage, staged, duplicates)
     counts = Counts(
         read=sum(each.read for each in partitions),
@@ -170,10 +181,10 @@ def settle_rows(config: BuildConfig, stage: Path, partitions: Sequence[Partition
     )
     if not counts.is_balanced():
         raise AssertionError(f"rows are lost: {counts}")
-    return Settled(staged, split_of, counts)
+    return Settled(staged, split_of, counts, duplicates, links)
 
 
-def _compare(staged: StagedSet, config: BuildConfig) -> tuple[Duplicates, npt.NDArray[np.int64]]:
+def _compare(staged: StagedSet, config: BuildConfig) -> tuple[Duplicates, ImageLinks | None, npt.NDArray[np.int64]]:
     signatures = staged.signatures
     links: ImageLinks | None = None
     if config.split.fractions or config.dedup.dedup == "near":
@@ -186,7 +197,7 @@ def _compare(staged: StagedSet, config: BuildConfig) -> tuple[Duplicates, npt.ND
         fractions, seed = config.split.fractions, config.split.seed
         split_of = assign_splits(signatures, links, staged.group, is_kept, fractions, seed)
     split_of[~is_kept] = -1
-    return duplicates, split_of
+    return duplicates, links, split_of
 
 
 def check_rejects(counts: Counts, max_reject_rate: float, report: Path | None) -> None:

@@ -4,30 +4,61 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from vlmdata.config import ColumnConfig, InputConfig
 from vlmdata.errors import ConfigError
-from vlmdata.formats import columns, llava, messages
+from vlmdata.formats import (
+    alpaca,
+    axolotl,
+    captions,
+    columns,
+    finevision,
+    llamafactory,
+    llava,
+    messages,
+    openai,
+    sharegpt,
+    swift,
+    trl,
+)
+from vlmdata.formats.answers import ANSWER_NUMBER, expand_answers
 from vlmdata.formats.conversation import Draft
 from vlmdata.formats.filters import RowFilter
 from vlmdata.formats.reading import Reading
+from vlmdata.formats.refusals import find_preferences, name_other_kind
 from vlmdata.formats.templates import as_text, list_columns
-from vlmdata.formats.validation import check_messages, escape_tokens
+from vlmdata.formats.validation import check_messages, check_references, escape_tokens, remove_control
 from vlmdata.sample import Message, Part, Problem, RawRow, Sample
+from vlmdata.text_config import TextConfig
 
-__all__ = ["FORMATS", "Reading", "convert_row", "encode_meta", "plan_reading", "read_group"]
+__all__ = ["FORMATS", "Reading", "convert_row", "encode_meta", "expand_answers", "plan_reading", "read_group"]
 
-# Asked in this order; columns fits everything, so it comes last.
-FORMATS = (messages, llava, columns)
+# Asked in this order: what is told by a closer look comes before what it is a kind of; columns fits everything.
+_DETECTED = (openai, axolotl, messages, finevision, trl, sharegpt, llava, swift, alpaca, captions, columns)
+FORMATS = (*_DETECTED, llamafactory)
 
 
 def plan_reading(
-    rows: Sequence[RawRow], config: InputConfig, column_config: ColumnConfig, group_by: str | None
+    rows: Sequence[RawRow],
+    config: InputConfig,
+    column_config: ColumnConfig,
+    group_by: str | None,
+    *,
+    texts: TextConfig | None = None,
+    description: Mapping[str, Any] | None = None,
 ) -> Reading:
     """Tell the format of an input from its first rows, and find its columns.
+
+    Args:
+        rows: the first rows.
+        config: names the format, unless it is to be told.
+        column_config: the columns that options name.
+        group_by: the column whose equal values stay in one split.
+        texts: what texts must be, and which answers count.
+        description: the entry about this input in a `dataset_info.json`.
 
     Raises:
         ConfigError: an option names a column that is not there, or does not go with the format; all are named.
@@ -36,7 +67,7 @@ def plan_reading(
     problems: list[str] = []
     reading: Reading | None = None
     try:
-        reading = _choose(rows, config, column_config).plan(names, column_config)
+        reading = _plan(rows, names, config, column_config, description)
     except ConfigError as error:
         problems.extend(error.problems)
     where = None
@@ -62,16 +93,38 @@ def plan_reading(
         group_by=group_by,
         where=where,
         escape_tokens=column_config.template_tokens == "escape",
+        texts=texts or TextConfig(),
     )
 
 
-def _choose(rows: Sequence[RawRow], config: InputConfig, column_config: ColumnConfig) -> Any:
+def _plan(
+    rows: Sequence[RawRow],
+    names: Sequence[str],
+    config: InputConfig,
+    column_config: ColumnConfig,
+    description: Mapping[str, Any] | None,
+) -> Reading:
     wants_columns = column_config.instruction is not None or column_config.response is not None
+    if wants_columns and config.format not in ("auto", columns.NAME):
+        raise ConfigError(f"--instruction and --response are for column sets, not for --format {config.format}")
+    if config.format == llamafactory.NAME and description is None:
+        raise ConfigError("no dataset_info.json beside the file has an entry for it")
+    if description is not None and not wants_columns and config.format in ("auto", llamafactory.NAME):
+        return llamafactory.plan_described(names, column_config, description)
+    if config.format == "auto" and not wants_columns and (refusal := find_preferences(names)):
+        raise ConfigError(refusal)
+    module: Any = columns
     if config.format != "auto":
-        if wants_columns and config.format != columns.NAME:
-            raise ConfigError(f"--instruction and --response are for column sets, not for --format {config.format}")
-        return next(module for module in FORMATS if module.NAME == config.format)
-    return columns if wants_columns else next(module for module in FORMATS if module.detect(rows))
+        module = next(each for each in _DETECTED if each.NAME == config.format)
+    elif not wants_columns:
+        module = next(each for each in _DETECTED if each.detect(rows))
+    try:
+        reading: Reading = module.plan(names, column_config)
+    except ConfigError as error:
+        if module is columns and not wants_columns and (kind := name_other_kind(names)):
+            raise ConfigError([f"looks like {kind}", *error.problems]) from None
+        raise
+    return reading
 
 
 def convert_row(row: RawRow, index: int, source: str, reading: Reading) -> Sample | Problem:
@@ -86,9 +139,11 @@ def convert_row(row: RawRow, index: int, source: str, reading: Reading) -> Sampl
             draft.messages.insert(0, Message("system", [Part("text", system)]))
         elif not reading.system.is_column:
             return system
+    if reading.texts.control_characters == "strip":
+        _rewrite(draft, remove_control)
     if reading.escape_tokens:
-        _escape(draft)
-    if problem := check_messages(draft.messages):
+        _rewrite(draft, escape_tokens)
+    if problem := check_messages(draft.messages, reading.texts) or check_references(draft.references):
         return problem
     last = "".join(part.text or "" for part in draft.messages[-1].content)
     return Sample(
@@ -102,19 +157,21 @@ def convert_row(row: RawRow, index: int, source: str, reading: Reading) -> Sampl
     )
 
 
-def _escape(draft: Draft) -> None:
+def _rewrite(draft: Draft, change: Callable[[str], str]) -> None:
     for message in draft.messages:
         for part in message.content:
             if part.text is not None:
-                part.text = escape_tokens(part.text)
-    draft.references = [escape_tokens(text) for text in draft.references]
+                part.text = change(part.text)
+    draft.references = [change(text) for text in draft.references]
 
 
 def _read_id(row: RawRow, index: int, source: str, reading: Reading) -> str:
     value = as_text(row.get(reading.id), reading.id) if reading.id is not None else None
+    # the answers of one row, under --answers all, are told apart
+    answer = f"#{row[ANSWER_NUMBER]}" if ANSWER_NUMBER in row else ""
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    return f"{source}:{index}"
+        return value.encode("utf-8", "replace").decode() + answer
+    return f"{source}:{index}{answer}"
 
 
 def read_group(row: RawRow, reading: Reading) -> str | None:

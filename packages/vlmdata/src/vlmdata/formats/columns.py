@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from vlmdata.config import ColumnConfig
 from vlmdata.errors import ConfigError
+from vlmdata.formats.answers import ask_with_choices, read_answers
 from vlmdata.formats.conversation import Draft, as_image_refs
 from vlmdata.formats.reading import Reading
-from vlmdata.formats.templates import Template, as_text, list_columns, parse_template
+from vlmdata.formats.templates import Template, list_columns, parse_template
 from vlmdata.sample import ImageRef, Message, Part, Problem, RawRow
 
-__all__ = ["IMAGE_COLUMNS", "NAME", "convert", "detect", "plan"]
+__all__ = ["IMAGE_COLUMNS", "INSTRUCTION_COLUMNS", "NAME", "convert", "detect", "plan"]
 
 NAME = "columns"
 
@@ -29,6 +29,7 @@ RESPONSE_COLUMNS = (
     "caption",
     "captions",
 )
+CHOICE_COLUMNS = ("choices", "options")
 
 
 def detect(rows: Sequence[RawRow]) -> bool:
@@ -61,8 +62,10 @@ def plan(columns: Sequence[str], config: ColumnConfig) -> Reading:
     images = [one("image", text, (), constant=False, needed=True) for text in config.image]
     if not config.image:
         images = [one("image", None, IMAGE_COLUMNS, constant=False, needed=False)]
+    choices = next((name for name in CHOICE_COLUMNS if name in columns), None)
     reading = Reading(
         format=NAME,
+        choices=choices if config.instruction is None or config.instruction in columns else None,
         image=tuple(image for image in images if image is not None),
         instruction=one("instruction", config.instruction, INSTRUCTION_COLUMNS, constant=True, needed=True),
         response=one("response", config.response, RESPONSE_COLUMNS, constant=False, needed=True),
@@ -90,27 +93,14 @@ def convert(row: RawRow, reading: Reading) -> Draft | Problem:
     instruction = reading.instruction.render(row)
     if isinstance(instruction, Problem):
         return instruction
-    answers = _read_answers(reading.response.value(row), reading.response.text)
+    answers = read_answers(reading.response.value(row), reading.response.text, reading.texts.answers)
     if isinstance(answers, Problem):
         return answers
+    if reading.choices is not None and reading.texts.choices != "ignore":
+        asked = ask_with_choices(instruction, answers, row.get(reading.choices), reading.texts.choices)
+        if isinstance(asked, Problem):
+            return asked
+        instruction, answers = asked
     question = [*(Part("image") for _ in images), Part("text", instruction)]
     messages = [Message("user", question), Message("assistant", [Part("text", answers[0])])]
     return Draft(messages, images, answers)
-
-
-def _read_answers(value: Any, name: str) -> list[str] | Problem:
-    """Return every accepted answer once, in order; the first is the one to train on."""
-    if isinstance(value, Problem):
-        return value
-    if not isinstance(value, list | tuple):
-        text = as_text(value, name)
-        return text if isinstance(text, Problem) else [text]
-    answers: dict[str, None] = {}
-    for item in value:
-        # VQAv2 and its kin: a list of {"answer": …, "answer_confidence": …}
-        text = as_text(item.get("answer") if isinstance(item, dict) else item, name)
-        if not isinstance(text, Problem):
-            answers[text] = None
-        elif text.reason != "empty_text":
-            return text
-    return list(answers) or Problem("empty_text", f"{name!r} holds no answer")

@@ -26,6 +26,7 @@ IMAGE_PLACEHOLDER = "<image>"
 
 _ROLES: dict[str, Role] = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "assistant": "assistant",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vlmdata.formats.filters import RowFilter
 from vlmdata.formats.templates import Template
+from vlmdata.text_config import TextConfig
 
 __all__ = ["Reading"]
 
@@ -26,6 +27,9 @@ class Reading:
         group_by: the column whose equal values stay in one split.
         where: which rows are wanted.
         escape_tokens: break template tokens up instead of rejecting the row.
+        choices: the column with the choices of a question.
+        names: the columns and roles that a `dataset_info.json` names, of the format that has one.
+        texts: what texts must be, and which answers count.
     """
 
     format: str
@@ -39,12 +43,16 @@ class Reading:
     group_by: str | None = None
     where: RowFilter | None = None
     escape_tokens: bool = False
+    choices: str | None = None
+    names: object = None
+    texts: TextConfig = field(default_factory=TextConfig)
 
     def describe(self) -> str:
         """Return, in one line, what was chosen, for the summary of a build."""
         chosen = {
             "image": ", ".join(template.text for template in self.image) or None,
             "instruction": self.instruction and self.instruction.text,
+            "choices": self.choices,
             "response": self.response and self.response.text,
             "system": self.system and self.system.text,
             "messages": self.messages,

@@ -5,8 +5,17 @@ from __future__ import annotations
 import re
 
 from vlmdata.sample import Message, Problem
+from vlmdata.text_config import TextConfig
 
-__all__ = ["check_messages", "check_text", "escape_tokens", "find_token"]
+__all__ = [
+    "check_messages",
+    "check_references",
+    "check_text",
+    "escape_tokens",
+    "find_token",
+    "measure_repetition",
+    "remove_control",
+]
 
 # Tokens that chat templates and processors of vision-language models give a meaning to: `<|im_end|>` and its kin,
 # Gemma's turns, Mistral's brackets, sentence marks, and the places of images.
@@ -19,6 +28,28 @@ _TOKEN = re.compile(
 )
 # Everything below a space but tab and line breaks, and delete.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+# Texts are compared with themselves in windows of this many characters; short ones repeat by chance.
+_WINDOW_CHARS = 16
+_MEASURED_CHARS_MIN = 256
+_MEASURED_CHARS_MAX = 100_000
+
+
+def remove_control(text: str) -> str:
+    """Take out control characters; form feeds and vertical tabs, which part lines, become line breaks."""
+    return _CONTROL.sub(lambda match: "\n" if match[0] in "\x0b\x0c" else "", text)
+
+
+def measure_repetition(text: str) -> float:
+    """Return the share of a text's windows of 16 characters that stand earlier in it too; 0 for short texts.
+
+    Characters are compared, not words, so that it means the same in every language.
+    """
+    text = text[:_MEASURED_CHARS_MAX]
+    if len(text) < _MEASURED_CHARS_MIN:
+        return 0.0
+    windows = len(text) - _WINDOW_CHARS + 1
+    return 1 - len({text[i : i + _WINDOW_CHARS] for i in range(windows)}) / windows
 
 
 def find_token(text: str) -> str | None:
@@ -47,18 +78,38 @@ def check_text(text: str) -> Problem | None:
     return None
 
 
-def check_messages(messages: list[Message]) -> Problem | None:
+def check_messages(messages: list[Message], limits: TextConfig) -> Problem | None:
     """Return what is wrong with a conversation: its turns, an empty text, or a text that is unfit."""
     if problem := _check_turns([message.role for message in messages]):
         return problem
+    total = 0
     for message in messages:
         texts = [part.text or "" for part in message.content if part.type == "text"]
         shows_image = any(part.type == "image" for part in message.content)
         if not any(text.strip() for text in texts) and not shows_image:
             return Problem("empty_text", f"a turn of the {message.role} says nothing")
+        total += sum(map(len, texts))
         for text in texts:
-            if problem := check_text(text):
+            if problem := check_text(text) or _check_repetition(text, limits.max_repetition):
                 return problem
+    if total > limits.max_chars:
+        return Problem("text_too_long", f"{total} characters, more than --max-chars {limits.max_chars}")
+    return None
+
+
+def check_references(references: list[str]) -> Problem | None:
+    """Return what makes an accepted answer unfit to be written down; tokens in it are never rendered."""
+    for text in references:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return Problem("bad_encoding", f"half a surrogate pair at position {error.start} of an accepted answer")
+    return None
+
+
+def _check_repetition(text: str, limit: float) -> Problem | None:
+    if limit < 1 and (share := measure_repetition(text)) > limit:
+        return Problem("repetitive_text", f"{share:.0%} of a text repeats itself, more than --max-repetition {limit:g}")
     return None
 
 

@@ -11,6 +11,7 @@ from vlmdata.config import InputConfig
 from vlmdata.errors import ConfigError
 from vlmdata.sources.arrow_rows import read_arrow
 from vlmdata.sources.csv_rows import read_csv, tell_dialect
+from vlmdata.sources.dataset_info import DATASET_INFO, find_description
 from vlmdata.sources.folders import find_data_files, open_image_folder, open_saved_set, tell_folder
 from vlmdata.sources.hub import open_hub_set
 from vlmdata.sources.json_rows import read_json, tell_layout
@@ -76,12 +77,14 @@ def _plain_suffix(path: Path) -> str:
 def _open_file(path: Path, name: str, config: InputConfig) -> Source:
     if config.source_split is not None:
         raise ConfigError(f"{path}: source_split is for Hugging Face sets and image folders, not for single files")
+    description = find_description(path)
     return Source(
         name=name,
-        kind=_describe(path, config),
+        kind=_describe(path, config) + (f", {description.name!r} of {DATASET_INFO}" if description else ""),
         image_base=path.parent,
-        files=(path,),
+        files=(path, description.file) if description else (path,),
         read=lambda: _read_file(path, config),
+        description=description.entry if description else None,
     )
 
 

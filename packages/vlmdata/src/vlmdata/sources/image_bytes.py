@@ -66,6 +66,7 @@ class ImageLoader:
     def __init__(self, config: InputConfig, image_base: Path, max_image_bytes: int) -> None:
         self._root = os.path.realpath(config.image_root or image_base)
         self._allow_outside = config.allow_outside_root
+        self._download = config.download
         self._max_bytes = max_image_bytes
         self.stamps: dict[str, FileStamp] = {}
         self._downloader = Downloader(
@@ -86,6 +87,8 @@ class ImageLoader:
             return self._decode_data_uri(location)
         if location.startswith(_BASE64_STARTS) and len(location) >= _BASE64_MIN_CHARS:
             return self._decode_base64(location)
+        if is_url(location) and not self._download:
+            return Problem("image_not_downloaded", f"{location[:200]!r} is behind a URL (--no-download)")
         if is_url(location):
             body = self._downloader.fetch(location)
             return body if isinstance(body, Problem) else LoadedImage(body, location.partition("?")[0])

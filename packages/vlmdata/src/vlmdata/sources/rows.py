@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias, cast
 
 from vlmdata.sample import Problem, RawRow
 
@@ -26,6 +26,7 @@ class Source:
         image_base: the folder that relative image paths start from.
         files: the files (or, where rows are a listing, folders) whose change means that the input has changed.
         read: starts reading from the first row; may be called again.
+        description: what a `dataset_info.json` of LLaMA-Factory says of the file, where there is one.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Source:
     image_base: Path
     files: tuple[Path, ...]
     read: Callable[[], Iterator[IndexedRow]]
+    description: Mapping[str, Any] | None = None
 
 
 def open_binary(path: Path) -> BinaryIO:

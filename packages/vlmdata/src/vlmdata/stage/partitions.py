@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from vlmdata.formats import Reading
+from vlmdata.formats import Reading, expand_answers
 from vlmdata.sources import IndexedRow, Source
 from vlmdata.stage.staged import Task
 
@@ -24,14 +24,14 @@ def cut_partitions(inputs: Iterable[tuple[Source, Reading]]) -> Iterator[Task]:
     """
     number = 0
     for source, reading in inputs:
-        for rows in _cut(source.read()):
+        for rows in _cut(expand_answers(source.read(), reading)):
             yield Task(
                 number=number, source=source.name, image_base=source.image_base, reading=reading, rows=tuple(rows)
             )
             number += 1
 
 
-def _cut(rows: Iterator[IndexedRow]) -> Iterator[list[IndexedRow]]:
+def _cut(rows: Iterable[IndexedRow]) -> Iterator[list[IndexedRow]]:
     piece: list[IndexedRow] = []
     size = 0
     for row in rows:
