@@ -14,8 +14,9 @@ import click
 from vlmdata.errors import ConfigError, ToolkitError
 from vlmdata.options import add_options, build_section, read_yaml
 from vlmtrain.config import SECTIONS, FitConfig
-from vlmtrain.quiet import quieten_libraries
+from vlmtrain.quiet import quieten_libraries, yield_cores
 from vlmtrain.settings import EvalConfig, ExportConfig, GenerateConfig
+from vlmtrain.tiny.options import TinyOptions
 
 __all__ = ["main"]
 
@@ -23,6 +24,7 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with the code that the error, if any, stands for."""
     quieten_libraries()
+    yield_cores()
     try:
         cli.main(args=arguments, prog_name="vlmtrain", standalone_mode=False)
     except click.exceptions.Abort:
@@ -122,9 +124,7 @@ def export(model_or_run: str, **options: Any) -> None:
 @cli.command()
 @click.argument("family")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--hidden-size", type=int, default=None, help="Width of the language model.")
-@click.option("--layers", type=int, default=None, help="Layers of the language model.")
-@click.option("--seed", type=int, default=None, help="Of the random weights.")
+@add_options(TinyOptions)
 def tiny(family: str, folder: Path, **sizes: int | None) -> None:
     """Make a tiny randomly initialised model of a family, offline, for trying a pipeline out.
 

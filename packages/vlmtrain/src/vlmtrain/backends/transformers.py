@@ -27,8 +27,12 @@ __all__ = [
 
 NAME = "transformers"
 
-# Unsloth leaves the same parts unquantised, so that both backends train on the same weights.
-_NOT_QUANTISED = ["lm_head", "visual", "vision_tower", "vision_model", "merger", "multi_modal_projector"]
+# Unsloth leaves the same parts unquantised, so that both backends train on the same weights. transformers takes these
+# as regular expressions from the beginning of a module's full name.
+_NOT_QUANTISED = [
+    rf".*\b{part}\b"
+    for part in ("lm_head", "visual", "vision_tower", "vision_model", "merger", "multi_modal_projector")
+]
 
 
 def load_model(
@@ -124,8 +128,13 @@ def trainer_class() -> type:
         Here it is the mean over the supervised tokens of the whole global batch, whatever the accumulation.
         """
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
+        def __init__(self, *args: Any, model: Any, **kwargs: Any) -> None:
+            # trl rounds adapters on quantised weights to bfloat16, in which small updates vanish.
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            values = [parameter.data for parameter in trained]
+            super().__init__(*args, model=model, **kwargs)
+            for parameter, value in zip(trained, values, strict=True):
+                parameter.data = value
             # makes transformers count the tokens of all forward passes of a step, and not divide a second time
             self.model_accepts_loss_kwargs = True
 
