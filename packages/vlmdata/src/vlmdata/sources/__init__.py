@@ -8,19 +8,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vlmdata.config import InputConfig
-from vlmdata.errors import ConfigError
+from vlmdata.errors import ConfigError, DataError
 from vlmdata.sources.arrow_rows import read_arrow
+from vlmdata.sources.coco import is_coco, read_coco
 from vlmdata.sources.csv_rows import read_csv, tell_dialect
 from vlmdata.sources.dataset_info import DATASET_INFO, find_description
 from vlmdata.sources.folders import find_data_files, open_image_folder, open_saved_set, tell_folder
 from vlmdata.sources.hub import open_hub_set
 from vlmdata.sources.json_rows import read_json, tell_layout
 from vlmdata.sources.rows import IndexedRow, Source
+from vlmdata.sources.webdataset import read_webdataset
 
 __all__ = ["IndexedRow", "Source", "open_sources"]
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _ARROW_SUFFIXES = (".parquet", ".arrow", ".feather")
+_JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+_TAR_SUFFIXES = (".tar", ".tgz")
 
 
 def open_sources(inputs: Sequence[str], config: InputConfig) -> list[Source]:
@@ -77,6 +81,8 @@ def _plain_suffix(path: Path) -> str:
 def _open_file(path: Path, name: str, config: InputConfig) -> Source:
     if config.source_split is not None:
         raise ConfigError(f"{path}: source_split is for Hugging Face sets and image folders, not for single files")
+    if path.name == DATASET_INFO:
+        raise DataError(f"{path}: describes sets and holds no rows; give the files that it names")
     description = find_description(path)
     return Source(
         name=name,
@@ -94,12 +100,14 @@ def _describe(path: Path, config: InputConfig) -> str:
         delimiter, encoding = tell_dialect(path, config.encoding)
         mark = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}[delimiter]
         return f"{suffix[1:].upper()}, {mark}, {encoding}"
-    if suffix in (".json", ".jsonl", ".ndjson"):
-        return f"JSON {tell_layout(path)}"
+    if suffix in _JSON_SUFFIXES:
+        return "COCO" if is_coco(path) else f"JSON {tell_layout(path)}"
     if suffix in _ARROW_SUFFIXES:
         return suffix[1:].capitalize()
+    if suffix in _TAR_SUFFIXES:
+        return "WebDataset tar"
     raise ConfigError(
-        f"{path}: files of this kind are not read; known: .json .jsonl .csv .tsv .parquet .arrow .feather"
+        f"{path}: files of this kind are not read; known: .json .jsonl .csv .tsv .parquet .arrow .feather .tar"
     )
 
 
@@ -109,4 +117,6 @@ def _read_file(path: Path, config: InputConfig) -> Iterator[IndexedRow]:
         return read_arrow(path)
     if suffix in (".csv", ".tsv"):
         return read_csv(path, config.encoding, config.max_line_bytes)
-    return read_json(path, config.max_line_bytes)
+    if suffix in _TAR_SUFFIXES:
+        return read_webdataset(path, config.max_line_bytes)
+    return read_coco(path) if is_coco(path) else read_json(path, config.max_line_bytes)

@@ -17,7 +17,7 @@ from vlmdata.sources.split_choice import choose_split, slice_rows
 
 __all__ = ["DATA_SUFFIXES", "IMAGE_SUFFIXES", "find_data_files", "open_image_folder", "open_saved_set", "tell_folder"]
 
-DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
+DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".tar", ".tgz")
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .gif .heic .j2k .jp2 .jpeg .jpg .jfif .png .pgm .pnm .ppm .tga .tif .tiff .webp".split()
 )
