@@ -36,9 +36,7 @@ def main() -> int:
     return 0 if all(result["largest_difference"] <= LOSS_TOLERANCE for result in results) else 1
 
 
-def compare_backends(
-    data: Path, out: Path, *, family: str, steps: int, precisions: list[str]
-) -> list[dict[str, Any]]:
+def compare_backends(data: Path, out: Path, *, family: str, steps: int, precisions: list[str]) -> list[dict[str, Any]]:
     """Runs the comparison for each precision; returns what is written to backends.json."""
     model = out / f"{family}-base"
     vlmtrain("tiny", family, model, "--hidden-size", HIDDEN_SIZE, "--layers", LAYERS)
@@ -47,7 +45,9 @@ def compare_backends(
         folder = out / family / precision
         first = folder / "adapter"
         common = ["--data", data, "--load-in", precision, "--eval-rows", 32, "--warmup", 0]
-        vlmtrain("fit", *common, "--model", model, "--out", first, "--max-steps", 10, "--lr", 1e-3, "--backend", "unsloth")
+        vlmtrain(
+            "fit", *common, "--model", model, "--out", first, "--max-steps", 10, "--lr", 1e-3, "--backend", "unsloth"
+        )
         runs = {}
         for backend in ("unsloth", "transformers"):
             run = folder / backend
@@ -106,7 +106,8 @@ def _table(result: dict[str, Any]) -> str:
         lines.append(
             f"{backend}: merged against adapter on the 16-bit base, logits {run['parity']['relative_error']:.3%} apart "
             f"(training changed them by {run['parity']['training_change']:.2%}); "
-            f"{run['merged_weights']['layers']} adapted layers as expected, {run['merged_weights']['changed_layers']} above rounding"
+            f"{run['merged_weights']['layers']} adapted layers as expected, "
+            f"{run['merged_weights']['changed_layers']} above rounding"
         )
     return "\n".join(lines)
 

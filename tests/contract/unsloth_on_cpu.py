@@ -23,15 +23,16 @@ torch.cuda.get_device_capability = lambda *_: (8, 0)
 torch.cuda.mem_get_info = lambda *_: (8 << 30, 16 << 30)
 torch.cuda.current_device = lambda: 0
 
-from vlmtrain import backends, cli
+from vlmtrain import backends, cli  # noqa: E402  # torch must be prepared before
 
 backends._unsloth_obstacle = lambda: None
 
 
 def patch_trainer() -> None:
     """Unsloth leaves trl alone in this mode unless asked."""
-    import vlmtrain.backends.unsloth  # noqa: F401  # unsloth first
     from unsloth.models.rl import _patch_trl_rl_trainers
+
+    import vlmtrain.backends.unsloth  # noqa: F401  # unsloth first
 
     _patch_trl_rl_trainers("sft_trainer")
 

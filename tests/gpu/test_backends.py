@@ -1,4 +1,4 @@
-"""Unsloth against the reference on a GPU: same adapter, same rows, losses within 1 %, and exports that are the model."""
+"""Unsloth against the reference on a GPU: same adapter, same rows, losses within 1 %, exports that are the model."""
 
 from __future__ import annotations
 

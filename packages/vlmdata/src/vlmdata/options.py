@@ -57,7 +57,7 @@ def add_options(*sections: type, skip: Iterable[str] = ()) -> Callable[[Decorate
     def decorate(command: Decorated) -> Decorated:
         for section in reversed(sections):
             hints = typing.get_type_hints(section)
-            for field in reversed(dataclasses.fields(section)):  # type: ignore[arg-type]  # mypy wants an instance type
+            for field in reversed(dataclasses.fields(section)):
                 if field.name in skip:
                     continue
                 command = click.option(*_declaration(field, hints[field.name]), **_arguments(section, field, hints))(
@@ -86,7 +86,9 @@ def read_yaml(path: Path, sections: Sequence[type]) -> dict[str, Any]:
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path}: the config file must map option names to values, not hold a {type(loaded).__name__}")
+        raise ConfigError(
+            f"{path}: the config file must map option names to values, not hold a {type(loaded).__name__}"
+        )
     hints = _all_hints(sections)
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -127,7 +129,9 @@ def flatten(*sections: Any) -> dict[str, Any]:
     for section in sections:
         for field in dataclasses.fields(section):
             value = getattr(section, field.name)
-            flat[field.name] = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+            flat[field.name] = (
+                list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+            )
     return flat
 
 

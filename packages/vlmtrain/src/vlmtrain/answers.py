@@ -86,7 +86,9 @@ def read_requests(path: Path, *, system: str | None = None) -> Iterator[tuple[di
             prompt = line["prompt"]
             images = line.get("images") or [line[key] for key in ("image",) if key in line]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f'{path}, line {number}: not of the form {{"prompt": …, "image": …}}: {text[:80]!r}') from error
+            raise DataError(
+                f'{path}, line {number}: not of the form {{"prompt": …, "image": …}}: {text[:80]!r}'
+            ) from error
         yield line, make_request(prompt, [path.parent / image for image in images], system=line.get("system", system))
 
 

@@ -6,12 +6,11 @@ which a template takes an assistant's text (a list of parts, or one string), whi
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmdata.errors import ConfigError
+from vlmdata.errors import ConfigError, DataError
 from vlmtrain.masks import MaskRules
 
 __all__ = ["ChatFormat", "Markers", "read_chat_format"]
@@ -63,12 +62,18 @@ class ChatFormat:
     """The template takes an assistant's content as one string, not as a list of parts."""
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        """The text of a conversation, with the processor's placeholder for each image."""
-        return _apply_template(
-            self.processor,
-            clean_messages(messages, assistant_text_only=self.assistant_text_only),
-            add_generation_prompt=add_generation_prompt,
-        )
+        """The text of a conversation, with the processor's placeholder for each image.
+
+        Raises:
+            DataError: The template refuses it, such as a system turn beside an image.
+        """
+        from jinja2 import TemplateError
+
+        cleaned = clean_messages(messages, assistant_text_only=self.assistant_text_only)
+        try:
+            return _apply_template(self.processor, cleaned, add_generation_prompt=add_generation_prompt)
+        except TemplateError as error:
+            raise DataError(f"the model's chat template refuses a conversation: {error}") from error
 
 
 def clean_messages(messages: Sequence[Message], *, assistant_text_only: bool) -> list[dict[str, Any]]:
@@ -107,7 +112,7 @@ def read_chat_format(
 
     Raises:
         ConfigError: The processor has no image processor or template, or the markers are unknown or do not
-            occur in what it renders.
+            occur, as text and as tokens, in what it renders.
     """
     _check_processor(processor)
     text_only = _takes_only_text(processor)
@@ -126,6 +131,7 @@ def read_chat_format(
     if problems:
         raise ConfigError(problems)
     tokenizer = processor.tokenizer
+    markers = _find_tokens(tokenizer, text, markers)
     stop_ids = frozenset(generation_stop_ids) or frozenset(i for i in (tokenizer.eos_token_id,) if i is not None)
     return ChatFormat(
         processor=processor,
@@ -164,17 +170,56 @@ def _derive_markers(processor: Any, *, text_only: bool) -> Markers:
     prompted = _apply_template(processor, turns[:1], add_generation_prompt=True)
     before_question = question.partition(_PROBE_QUESTION)[0]
     after_answer = whole.split(_PROBE_ANSWER)[1].partition(_PROBE_QUESTION)[0]
-    shared = os.path.commonprefix([before_question[::-1], after_answer[::-1]])[::-1]
+    shared = _common_end(before_question, after_answer)
     # A system turn in front ends as an answer does; only what follows the end opens the user's turn.
     eos = processor.tokenizer.eos_token
-    instruction_part = shared.rpartition(eos)[2].lstrip() if eos else shared
-    response_part = prompted.removeprefix(question)
-    if not instruction_part or not response_part or prompted == response_part:
+    instruction_part = (shared.rpartition(eos)[2].lstrip() if eos else shared).rstrip(" ")
+    # Where what ends the user's turn opens the assistant's, asking for an answer adds nothing.
+    added = prompted.removeprefix(question) or question.rpartition(_PROBE_QUESTION)[2]
+    response_part = added.strip(" ")
+    if not instruction_part or not response_part or added == prompted:
         raise ConfigError(
-            "the model's family is unknown and its template does not show how it opens a turn: pass --instruction-part and "
-            "--response-part, the texts with which it opens a user's and an assistant's turn"
+            "the model's family is unknown and its template does not show how it opens a turn: pass --instruction-part "
+            "and --response-part, the texts with which it opens a user's and an assistant's turn"
         )
     return Markers(instruction_part=instruction_part, response_part=response_part)
+
+
+def _find_tokens(tokenizer: Any, text: str, markers: Markers) -> Markers:
+    """The markers in the form in which their tokens stand in a rendered conversation.
+
+    A marker of plain text melts with the blank before it, `[/INST]` in LLaVA 1.6 for one; the blank then belongs to it.
+
+    Raises:
+        ConfigError: A marker's tokens are others in the conversation than alone.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def count(candidate: str) -> int:
+        tokens = tokenizer(candidate, add_special_tokens=False)["input_ids"]
+        return sum(ids[i : i + len(tokens)] == tokens for i in range(len(ids) - len(tokens) + 1))
+
+    found = {}
+    # Only the second turn of a user has an answer in front of it, which its marker ends.
+    for option, marker, needed in (
+        ("instruction_part", markers.instruction_part, 1),
+        ("response_part", markers.response_part, 2),
+    ):
+        candidates = [candidate for candidate in (marker, f" {marker}", f"\n{marker}") if count(candidate) >= needed]
+        if not candidates:
+            raise ConfigError(
+                f"the marker {marker!r} occurs in what the model's template renders, but as other tokens than alone: "
+                f"pass --{option.replace('_', '-')} with the characters around it, as in {text!r}"
+            )
+        found[option] = candidates[0]
+    return Markers(**found)
+
+
+def _common_end(left: str, right: str) -> str:
+    length = 0
+    while length < min(len(left), len(right)) and left[-1 - length] == right[-1 - length]:
+        length += 1
+    return left[len(left) - length :]
 
 
 def _unescape(marker: str) -> str:

@@ -17,14 +17,15 @@ __all__ = ["VisionCollator"]
 
 
 class VisionCollator:
-    """Renders, tokenises and masks rows; pictures go to the image processor as stored, never resized here."""
+    """Renders, tokenises and masks rows; pictures go to the image processor as stored, never resized here.
 
-    def __init__(self, chat: ChatFormat, *, dtype: torch.dtype, last_turn_only: bool = False) -> None:
-        """Args:
+    Args:
         chat: The processor and its mask rules.
         dtype: What pixel values are cast to: the model's.
         last_turn_only: Learn the last answer of each conversation only.
-        """
+    """
+
+    def __init__(self, chat: ChatFormat, *, dtype: torch.dtype, last_turn_only: bool = False) -> None:
         self.chat = chat
         self.dtype = dtype
         self.last_turn_only = last_turn_only

@@ -64,8 +64,14 @@ class DataConfig:
             ConfigError: A value is out of range.
         """
         problems: list[str] = []
-        _require(problems, self.max_length is None or self.max_length > 0, f"max_length must be positive, not {self.max_length!r}")
-        _require(problems, self.workers is None or self.workers >= 0, f"workers must not be negative, as {self.workers!r} is")
+        _require(
+            problems,
+            self.max_length is None or self.max_length > 0,
+            f"max_length must be positive, not {self.max_length!r}",
+        )
+        _require(
+            problems, self.workers is None or self.workers >= 0, f"workers must not be negative, as {self.workers!r} is"
+        )
         if problems:
             raise ConfigError(problems)
 
@@ -81,7 +87,7 @@ class ModelConfig:
     backend: BackendName = "auto"
     """Program that trains: Unsloth where a supported GPU is there, else transformers with peft and trl."""
     load_in: LoadIn = "auto"
-    """Precision of the frozen weights. auto: 16bit where it fits in 85 % of the GPU's memory, else 4bit; 32bit on a CPU."""
+    """Precision of the weights. auto: 16bit where it fits in 85 % of the GPU's memory, else 4bit; 32bit on a CPU."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Read it first."""
 
@@ -163,7 +169,8 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     """Gradients above this norm are scaled down to it."""
     gradient_checkpointing: Literal["auto", "unsloth", "on", "off"] = "auto"
-    """Recompute activations in the backward pass to save memory. auto: unsloth with that backend, on with another on a GPU, off on a CPU."""
+    """Recompute activations in the backward pass to save memory. auto: unsloth with that backend; with the other,
+    on on a GPU and off on a CPU."""
     seed: int = 3407
     """Seed of the adapters' initialisation and of the order of rows."""
 
@@ -180,7 +187,11 @@ class OptimizerConfig:
         for name in ("epochs", "batch_size", "grad_accum", "max_grad_norm"):
             value = getattr(self, name)
             _require(problems, value > 0, f"{name} must be positive, not {value!r}")
-        _require(problems, 0 <= self.warmup <= 1, f"warmup is a share of the steps and must lie in [0, 1], not {self.warmup!r}")
+        _require(
+            problems,
+            0 <= self.warmup <= 1,
+            f"warmup is a share of the steps and must lie in [0, 1], not {self.warmup!r}",
+        )
         _require(problems, self.weight_decay >= 0, f"weight_decay must not be negative, as {self.weight_decay!r} is")
         if problems:
             raise ConfigError(problems)
@@ -235,9 +246,7 @@ class FitConfig:
         Raises:
             ConfigError: With every problem of every section at once.
         """
-        problems = [
-            f"--{name} is missing" for name in ("data", "model", "out") if values.get(name) in (None, "")
-        ]
+        problems = [f"--{name} is missing" for name in ("data", "model", "out") if values.get(name) in (None, "")]
         if problems:
             values = {"data": Path(), "model": "-", "out": Path()} | {k: v for k, v in values.items() if v is not None}
         data = build_section(DataConfig, values, problems)
@@ -274,7 +283,9 @@ class FitConfig:
     def _clashes(self) -> list[str]:
         problems = []
         if self.adapter.method == "full" and self.model.load_in in ("4bit", "8bit"):
-            problems.append(f"load_in {self.model.load_in!r} clashes with method 'full': quantised weights cannot be trained")
+            problems.append(
+                f"load_in {self.model.load_in!r} clashes with method 'full': quantised weights cannot be trained"
+            )
         if self.optimizer.gradient_checkpointing == "unsloth" and self.model.backend == "transformers":
             problems.append("gradient_checkpointing 'unsloth' clashes with backend 'transformers': use 'on'")
         return problems

@@ -8,7 +8,18 @@ from typing import Any
 
 __all__ = ["describe_environment"]
 
-_PACKAGES = ("vlmtrain", "vlmdata", "torch", "transformers", "trl", "peft", "unsloth", "unsloth_zoo", "bitsandbytes", "datasets")
+_PACKAGES = (
+    "vlmtrain",
+    "vlmdata",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "unsloth",
+    "unsloth_zoo",
+    "bitsandbytes",
+    "datasets",
+)
 
 
 def describe_environment() -> dict[str, Any]:

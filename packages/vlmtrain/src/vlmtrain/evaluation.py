@@ -23,7 +23,7 @@ from vlmtrain.rows import open_rows, sample_indices
 from vlmtrain.settings import EvalConfig
 from vlmtrain.source import find_model
 
-__all__ = ["EvalRow", "describe_result", "evaluate", "read_eval_rows", "run_data", "swap_images"]
+__all__ = ["EvalRow", "describe_result", "evaluate", "read_eval_rows", "swap_images"]
 
 _GENERATION_MARGIN_TOKENS = 16
 
@@ -66,7 +66,7 @@ def evaluate(name: str, config: EvalConfig) -> dict[str, Any]:
     """
     find_metrics(config.metrics)
     source = find_model(name)
-    data = config.data or run_data(source.run)
+    data = source.data_or(config.data)
     out = config.out or (source.run or source.adapter or Path(source.name)) / f"eval-{config.split}.json"
     if not out.parent.is_dir():
         raise ConfigError(f"{out.parent}: no such folder for the result; name a file with --out")
@@ -84,7 +84,7 @@ def evaluate(name: str, config: EvalConfig) -> dict[str, Any]:
             max_new_tokens=answers.extra["max_new_tokens"],
             batch_size=config.batch_size,
         )
-    result = {"model": name, "data": str(data), "data_fingerprint": folder.manifest.fingerprint}
+    result: dict[str, Any] = {"model": name, "data": str(data), "data_fingerprint": folder.manifest.fingerprint}
     result |= {"split": config.split, "rows": len(rows), "load_in": load_in, **answers.extra}
     result |= _score_all(rows, answers, _majority_answer(folder), config)
     result["environment"] = describe_environment()
@@ -188,9 +188,7 @@ def _majority_answer(folder: BuiltFolder) -> str | None:
     return min(counts, key=lambda text: (-counts[text], text), default=None)
 
 
-def _score_all(
-    rows: list[EvalRow], answers: _Answers, majority: str | None, config: EvalConfig
-) -> dict[str, Any]:
+def _score_all(rows: list[EvalRow], answers: _Answers, majority: str | None, config: EvalConfig) -> dict[str, Any]:
     references = [row.references for row in rows]
 
     def scored(predictions: list[str]) -> dict[str, Any]:
@@ -226,18 +224,6 @@ def _write(out: Path, result: dict[str, Any], rows: list[EvalRow], answers: _Ans
         write_json_atomically(out, result)
     except OSError as error:
         raise ResourceError(f"{out}: cannot be written: {error.strerror}") from error
-
-
-def run_data(run: Path | None) -> Path:
-    """The folder that a run was trained on.
-
-    Raises:
-        ConfigError: There is no run.
-    """
-    if run is None:
-        raise ConfigError("--data is missing: only a run's folder remembers what it was trained on")
-    report = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    return Path(report["config"]["data"])
 
 
 def describe_result(result: dict[str, Any]) -> str:

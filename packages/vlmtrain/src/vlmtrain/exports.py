@@ -12,7 +12,6 @@ from vlmdata.manifest import write_json_atomically
 from vlmdata.shards import open_folder
 from vlmtrain.backends import Backend, choose_backend
 from vlmtrain.environment import describe_environment
-from vlmtrain.evaluation import run_data
 from vlmtrain.inference import AnsweringModel, load_source, release_memory
 from vlmtrain.merged_weights import MergedWeights, WeightSample, compare_weights, sample_merged_weights
 from vlmtrain.parity import TOLERANCE, Parity, answer_logits, base_logits, compare_logits, require_parity
@@ -111,8 +110,10 @@ def _check_precision(source: ModelSource) -> str:
 
 
 def _check_rows(source: ModelSource, config: ExportConfig) -> list[dict[str, Any]]:
-    folder = open_folder(config.data or run_data(source.run))
-    split = next((folder.splits[s] for s in ("val", "test", "train") if s in folder.splits and len(folder.splits[s])), None)
+    folder = open_folder(source.data_or(config.data))
+    split = next(
+        (folder.splits[s] for s in ("val", "test", "train") if s in folder.splits and len(folder.splits[s])), None
+    )
     if split is None:
         raise DataError(f"{folder.path}: no rows to check the export on")
     decoded = open_rows(split)
@@ -148,7 +149,9 @@ def describe_export(out: Path, report: dict[str, Any]) -> str:
     """What the check of an export found, in words."""
     parity, merged = report["parity"], report["merged_weights"]
     lines = [f"{out}: {report['format']}, checked on {parity['rows']} rows"]
-    change = "" if parity["training_change"] is None else f"; training had changed them by {parity['training_change']:.2%}"
+    change = (
+        "" if parity["training_change"] is None else f"; training had changed them by {parity['training_change']:.2%}"
+    )
     lines.append(f"  logits differ from the trained model's by {parity['relative_error']:.3%}{change}")
     lines.append(f"  {parity['agreeing_tokens']} of {parity['clear_positions']} clear next tokens agree")
     if merged:

@@ -39,7 +39,13 @@ class AnsweringModel:
     chat: ChatFormat
 
     def answer(
-        self, requests: Sequence[Request], *, max_new_tokens: int, batch_size: int = 8, temperature: float = 0.0, seed: int = 0
+        self,
+        requests: Sequence[Request],
+        *,
+        max_new_tokens: int,
+        batch_size: int = 8,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> list[str]:
         """Answers requests in order.
 
@@ -67,7 +73,9 @@ class AnsweringModel:
                 try:
                     answers.extend(self._answer_batch(group, max_new_tokens, temperature))
                 except torch.cuda.OutOfMemoryError as error:
-                    raise ResourceError(f"the GPU's memory ran out on {len(group)} requests at once; lower --batch-size") from error
+                    raise ResourceError(
+                        f"the GPU's memory ran out on {len(group)} requests at once; lower --batch-size"
+                    ) from error
                 progress.update(len(group))
         return answers
 
@@ -108,7 +116,12 @@ class AnsweringModel:
 
 
 def load_answering_model(
-    name: str, *, backend: str = "auto", load_in: str = "auto", revision: str | None = None, trust_remote_code: bool = False
+    name: str,
+    *,
+    backend: str = "auto",
+    load_in: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> AnsweringModel:
     """Loads a run, adapter, export or hub model for answering.
 

@@ -1,7 +1,8 @@
 """Which part of a vision-language model a module or parameter belongs to, by its name.
 
-The names are those of transformers' classes: `model.visual.blocks.0.attn.qkv`, `model.language_model.layers.0.mlp.up_proj`,
-`model.multi_modal_projector.linear_1`. Adapters, learning rates and the table of trainable parameters all ask here.
+The names are those of transformers' classes: `model.visual.blocks.0.attn.qkv`, `model.multi_modal_projector.linear_1`,
+`model.language_model.layers.0.mlp.up_proj`. Adapters, learning rates and the table of trainable parameters all ask
+here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ __all__ = ["Part", "adapter_targets", "count_parameters", "module_part", "part_o
 Part = Literal["vision", "connector", "language", "head"]
 
 # Connectors come first: Qwen keeps its merger inside the vision tower.
-_CONNECTOR = re.compile(r"(?:^|\.)(?:merger|deepstack_merger_list|multi_modal_projector|patch_merger|connector)(?:\.|$)")
+_CONNECTOR = re.compile(
+    r"(?:^|\.)(?:merger|deepstack_merger_list|multi_modal_projector|patch_merger|connector)(?:\.|$)"
+)
 _VISION = re.compile(r"(?:^|\.)(?:visual|vision_tower|vision_model|vision_encoder)(?:\.|$)")
 _HEAD = re.compile(r"(?:^|\.)lm_head(?:\.|$)")
 _ATTENTION = re.compile(r"(?:^|\.)(?:self_attn|cross_attn|attention|attn)(?:\.|$)")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlmdata.errors import DataError
 from vlmdata.families import Family, read_grid
 from vlmdata.shards import Split
 from vlmtrain.chat import ChatFormat
@@ -50,6 +51,7 @@ class ImageTokenCounter:
         self._chat = chat
         self._grid = read_grid(family, chat.processor.to_dict()) if family else None
         self._known: dict[tuple[int, int], int] = {}
+        self._written = _written_around_images(chat.processor)
         self._around = 0
         if self._grid is not None:
             self._around = self._measure(*_PROBE_SIZE) - self._grid.image_tokens(*_PROBE_SIZE)
@@ -70,8 +72,18 @@ class ImageTokenCounter:
         picture = Image.new("RGB", (width, height))
         processor = self._chat.processor
         whole = processor(text=[text], images=[[picture]], add_special_tokens=False)["input_ids"][0]
-        bare = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        bare = processor.tokenizer(self.write_around_images(text), add_special_tokens=False)["input_ids"]
         return len(whole) - len(bare)
+
+    def write_around_images(self, text: str) -> str:
+        """A rendered text with what the processor adds to it beside the images' own tokens."""
+        return text.replace(*self._written) if self._written else text
+
+
+def _written_around_images(processor: Any) -> tuple[str, str] | None:
+    """The placeholder of Gemma 3 and what it becomes: line breaks, which melt with those of the text beside it."""
+    sequence = getattr(processor, "full_image_sequence", None)
+    return (processor.boi_token, sequence.replace(processor.image_token, "")) if sequence else None
 
 
 def measure_lengths(
@@ -87,6 +99,9 @@ def measure_lengths(
 
     Returns:
         Arrays of one value a row.
+
+    Raises:
+        DataError: The template refuses a row, or the processor a picture's size.
     """
     from tqdm import tqdm
 
@@ -95,11 +110,15 @@ def measure_lengths(
     columns = np.zeros((5, len(sizes)), dtype=np.int64)
     with tqdm(total=len(sizes), desc="checking rows", unit="row", delay=2, disable=None) as progress:
         for start, messages in _batches(split):
-            texts = [chat.render(conversation) for conversation in messages]
+            texts = [_render(chat, each, f"{split.name}: row {start + i}") for i, each in enumerate(messages)]
+            texts = [count_image_tokens.write_around_images(text) for text in texts]
             ids_of_rows = chat.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
             for offset, ids in enumerate(ids_of_rows):
                 row = start + offset
-                image_tokens = sum(count_image_tokens(*size) for size in sizes[row])
+                try:
+                    image_tokens = sum(count_image_tokens(*size) for size in sizes[row])
+                except ValueError as error:
+                    raise DataError(f"{split.name}: row {row}: the processor refuses a picture: {error}") from error
                 answers = sum(message["role"] == "assistant" for message in messages[offset])
                 labels = mask_labels(ids, chat.rules, last_turn_only=last_turn_only)
                 columns[:, row] = (
@@ -117,6 +136,13 @@ def measure_lengths(
         missing_spans=columns[3],
         unterminated=columns[4],
     )
+
+
+def _render(chat: ChatFormat, messages: Any, row: str) -> str:
+    try:
+        return chat.render(messages)
+    except DataError as error:
+        raise DataError(f"{row}: {error}") from error
 
 
 def _batches(split: Split) -> Iterator[tuple[int, list[Any]]]:

@@ -96,5 +96,7 @@ def compare_weights(samples: dict[str, WeightSample], merged: Any) -> MergedWeig
         changed += bool((sample.change.abs() > rounding).any())
     found = MergedWeights(layers=len(samples), changed_layers=changed, wrong_layers=tuple(wrong))
     if wrong:
-        raise DataError(f"{len(wrong)} of {len(samples)} adapted layers are not merged as trained, the first is {wrong[0]}")
+        raise DataError(
+            f"{len(wrong)} of {len(samples)} adapted layers are not merged as trained, the first is {wrong[0]}"
+        )
     return found

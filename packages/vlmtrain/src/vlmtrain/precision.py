@@ -59,14 +59,18 @@ def choose_precision(requested: str, *, method: str, config: dict[str, Any]) -> 
 
     stored = _stored_precision(config)
     if stored and method == "full":
-        raise ConfigError(f"the model's weights are stored in {stored}: they cannot be fine-tuned in full; use the 16-bit model")
+        raise ConfigError(
+            f"the model's weights are stored in {stored}: they cannot be fine-tuned in full; use the 16-bit model"
+        )
     if stored and requested not in ("auto", stored):
         raise ConfigError(f"load_in {requested!r}: the model's weights are stored in {stored}; use its 16-bit variant")
     if stored:
         return Precision(load_in=stored, reason="the model's weights are stored so")
     has_gpu = torch.cuda.is_available()
     if requested in ("4bit", "8bit") and not has_gpu:
-        raise MissingDependencyError(f"load_in {requested!r} needs a GPU, and none is visible to torch; use 32bit or 16bit")
+        raise MissingDependencyError(
+            f"load_in {requested!r} needs a GPU, and none is visible to torch; use 32bit or 16bit"
+        )
     if requested != "auto":
         return Precision(load_in=requested, reason="asked for")
     if not has_gpu:
@@ -81,8 +85,9 @@ def _plan_lora(weights: int, limit: float) -> Precision:
     fits = needed <= limit
     return Precision(
         load_in="16bit" if fits else "4bit",
-        reason=f"{weights / 1e9:.2f} B weights in 16 bit, with adapters and activations, take about {needed / 2**30:.1f} GiB "
-        f"of the {limit / 2**30:.1f} GiB that may be used: {'they fit' if fits else 'they do not fit'}",
+        reason=f"{weights / 1e9:.2f} B weights in 16 bit, with adapters and activations, "
+        f"take about {needed / 2**30:.1f} GiB of the {limit / 2**30:.1f} GiB that may be used: "
+        + ("they fit" if fits else "they do not fit"),
     )
 
 
@@ -91,9 +96,13 @@ def _plan_full(weights: int, limit: float) -> Precision:
     fits = needed <= limit
     return Precision(
         load_in="32bit" if fits else "16bit",
-        reason=f"{weights / 1e9:.2f} B weights in 32 bit, with gradients and optimizer, take about {needed / 2**30:.1f} GiB of the "
-        f"{limit / 2**30:.1f} GiB that may be used: "
-        + ("they fit" if fits else f"in 16 bit they take {weights * _FULL_16BIT_BYTES / 2**30:.1f} GiB, but small updates round away"),
+        reason=f"{weights / 1e9:.2f} B weights in 32 bit, with gradients and optimizer, "
+        f"take about {needed / 2**30:.1f} GiB of the {limit / 2**30:.1f} GiB that may be used: "
+        + (
+            "they fit"
+            if fits
+            else f"in 16 bit they take {weights * _FULL_16BIT_BYTES / 2**30:.1f} GiB, but small updates round away"
+        ),
     )
 
 

@@ -73,7 +73,8 @@ def check_split(split: Split, config: DataConfig, chat: ChatFormat, family: Fami
     if len(over) and config.over_length == "fail":
         raise DataError(
             f"{split.name}: {len(over)} of {len(rows)} rows are longer than --max-length {limit} "
-            f"(rows {_some(over)}; the longest takes {int(lengths.tokens.max())} tokens) and would lose text or image tokens; "
+            f"(rows {_some(over)}; the longest takes {int(lengths.tokens.max())} tokens) and would lose text or image "
+            "tokens; "
             "raise --max-length, build with a smaller --max-side, or leave them out with --over-length drop"
         )
     if len(over) == len(rows):
@@ -85,7 +86,11 @@ def check_split(split: Split, config: DataConfig, chat: ChatFormat, family: Fami
 
 
 def check_collator(
-    collate: Callable[[list[dict[str, Any]]], dict[str, Any]], checked: CheckedSplit, chat: ChatFormat, *, last_turn_only: bool
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    checked: CheckedSplit,
+    chat: ChatFormat,
+    *,
+    last_turn_only: bool,
 ) -> None:
     """Runs some rows through the collator that will train, and compares lengths and labels with what was foreseen.
 
@@ -114,7 +119,8 @@ def check_collator(
         if labels != expected:
             differing = sum(a != b for a, b in zip(labels, expected, strict=True))
             raise ConfigError(
-                f"row {row} of {checked.name}: the collator puts loss on other tokens than the answers ({differing} differ)"
+                f"row {row} of {checked.name}: the collator puts loss on other tokens than the answers "
+                f"({differing} differ)"
             )
 
 
@@ -154,14 +160,20 @@ def _mask_problems(split: str, lengths: RowLengths, chat: ChatFormat) -> list[st
     missing = np.flatnonzero(lengths.missing_spans != 0)
     if len(missing) and not len(empty):
         problems.append(
-            f"{split}: in {len(missing)} of {total} rows the mask finds another number of answers than there are assistant turns "
-            f"(rows {_some(missing)}): a turn begins with a line break that melts into the marker, or holds the template's own tokens"
+            f"{split}: in {len(missing)} of {total} rows the mask finds another number of answers than there are "
+            f"assistant turns (rows {_some(missing)}): a turn begins with a line break that melts into the marker, "
+            "or holds the template's own tokens"
         )
     endless = np.flatnonzero(lengths.unterminated > 0)
     if len(endless):
         problems.append(
-            f"{split}: in {len(endless)} of {total} rows no token ends the answer (rows {_some(endless)}), so the model would never "
-            f"learn to stop: generation stops at {_token_names(chat)}; is the padding token the same as the end token?"
+            f"{split}: in {len(endless)} of {total} rows no token ends the answer (rows {_some(endless)}), so the "
+            f"model would never learn to stop: generation stops at {_token_names(chat)}, "
+            + (
+                "which is also the padding token and never carries loss; give the tokenizer another padding token"
+                if chat.stop_ids and chat.stop_ids <= chat.rules.never_ids
+                else "and the model's chat template writes none of these behind an answer"
+            )
         )
     return problems
 

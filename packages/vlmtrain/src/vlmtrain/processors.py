@@ -51,9 +51,7 @@ def load_chat_format(
         ConfigError: The processor or the markers do not do.
     """
     family = source.family
-    markers = (
-        Markers(instruction_part=family.instruction_part, response_part=family.response_part) if family else None
-    )
+    markers = Markers(instruction_part=family.instruction_part, response_part=family.response_part) if family else None
     return read_chat_format(
         processor,
         family_markers=markers,

@@ -1,10 +1,10 @@
 """The folder of a run: what it holds, when it may be written to, and where it stands.
 
-    RUN/config.yaml       every setting, resolved: `vlmtrain fit RUN/config.yaml` repeats the run
-    RUN/metrics.jsonl     one line for each logged step
-    RUN/checkpoints/      what a stopped run goes on from
-    RUN/adapter/, model/  the best checkpoint's weights, with the processor
-    RUN/run.json          written last: where it exists, the run is whole
+RUN/config.yaml       every setting, resolved: `vlmtrain fit RUN/config.yaml` repeats the run
+RUN/metrics.jsonl     one line for each logged step
+RUN/checkpoints/      what a stopped run goes on from
+RUN/adapter/, model/  the best checkpoint's weights, with the processor
+RUN/run.json          written last: where it exists, the run is whole
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def open_run_folder(config: FitConfig, *, resume: bool, overwrite: bool) -> RunF
         _check_same_run(run, config)
     elif run.config.exists() and not overwrite:
         state = "is finished" if run.report.exists() else "was begun and did not finish"
-        raise ConfigError(f"{config.run.out}: a run is here and {state}; --resume goes on with it, --overwrite throws it away")
+        raise ConfigError(
+            f"{config.run.out}: a run is here and {state}; --resume goes on with it, --overwrite throws it away"
+        )
     try:
         if overwrite and not resume and run.config.exists():
             _remove_run(run)

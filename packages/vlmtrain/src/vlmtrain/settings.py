@@ -14,7 +14,9 @@ __all__ = ["EvalConfig", "ExportConfig", "GenerateConfig"]
 
 def _not_positive(section: Any, *names: str) -> list[str]:
     values = {name: getattr(section, name) for name in names}
-    return [f"{name} must be positive, not {value!r}" for name, value in values.items() if value is not None and value <= 0]
+    return [
+        f"{name} must be positive, not {value!r}" for name, value in values.items() if value is not None and value <= 0
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,7 @@ class ExportConfig:
     out: Path
     """Folder to write."""
     format: Literal["adapter", "merged_16bit"] = "merged_16bit"
-    """adapter: the adapter with its processor, to be put on its base. merged_16bit: a whole model that needs no adapter."""
+    """adapter: the adapter with its processor, to be put on its base. merged_16bit: a whole model without adapter."""
     data: Path | None = None
     """Folder whose rows the export is checked on. Unset: that of the run."""
     check_rows: int = 8

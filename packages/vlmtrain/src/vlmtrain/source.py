@@ -36,6 +36,19 @@ class ModelSource:
     """The run's folder, when the name was one."""
     trained_in: str | None = None
     """Precision of the weights that a run trained on: `4bit`, `8bit`, `16bit` or `32bit`."""
+    trained_on: Path | None = None
+    """The built folder that a run trained on."""
+
+    def data_or(self, given: Path | None) -> Path:
+        """The folder that was given, else the one that the run trained on.
+
+        Raises:
+            ConfigError: Neither is known.
+        """
+        data = given or self.trained_on
+        if data is None:
+            raise ConfigError("--data is missing: only a run's folder remembers what it was trained on")
+        return data
 
     @property
     def is_local(self) -> bool:
@@ -69,7 +82,8 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
     if (path / RUN_FILE).is_file():
         report = _read_json(path / RUN_FILE)
         weights = find_model(str(path / str(report["weights"])))
-        return dataclasses.replace(weights, run=path, trained_in=report["load_in"])
+        data = Path(report["data"])
+        return dataclasses.replace(weights, run=path, trained_in=report["load_in"], trained_on=data)
     if (path / "checkpoints").is_dir() and not (path / "config.json").is_file():
         raise DataError(f"{path}: the run did not finish (no {RUN_FILE}); go on with `vlmtrain fit … --resume`")
     if (path / "adapter_config.json").is_file():

@@ -222,4 +222,5 @@ def _is_worth_a_line(logs: dict[str, Any], step: int, steps: int) -> bool:
 def _describe_log(logs: dict[str, Any], step: int, steps: int) -> str:
     if "eval_loss" in logs:
         return f"step {step}/{steps}: eval loss {logs['eval_loss']:.4f}"
-    return f"step {step}/{steps}: loss {logs['loss']:.4f}, lr {logs['learning_rate']:.2e}, gradient norm {logs['grad_norm']:.2f}"
+    rest = f"lr {logs['learning_rate']:.2e}, gradient norm {logs['grad_norm']:.2f}"
+    return f"step {step}/{steps}: loss {logs['loss']:.4f}, {rest}"

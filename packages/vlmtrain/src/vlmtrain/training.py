@@ -79,9 +79,7 @@ def prepare(config: FitConfig) -> Prepared:
         say(val.describe())
     else:
         say(f"no rows in a split {config.data.val_split!r}: no evaluation loss, the last checkpoint is kept")
-    return Prepared(
-        folder=folder, source=source, backend=backend, processor=processor, chat=chat, train=train, val=val
-    )
+    return Prepared(folder=folder, source=source, backend=backend, processor=processor, chat=chat, train=train, val=val)
 
 
 def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> RunFolder:
@@ -109,7 +107,11 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
         trainer = _make_trainer(config, prepared, loaded, schedule, run, stop)
         checkpoint = run.last_checkpoint() if resume else None
         if resume:
-            say(f"resuming from {checkpoint.name}" if checkpoint else "no checkpoint was saved yet: starting from the first step")
+            say(
+                f"resuming from {checkpoint.name}"
+                if checkpoint
+                else "no checkpoint was saved yet: starting from the first step"
+            )
         result = _train(trainer, checkpoint)
         if stop.signal is not None:
             raise Stopped(
@@ -129,9 +131,7 @@ def say(line: str) -> None:
 
 
 def _load_for_training(config: FitConfig, prepared: Prepared) -> LoadedModel:
-    precision = choose_precision(
-        config.model.load_in, method=config.adapter.method, config=prepared.source.config
-    )
+    precision = choose_precision(config.model.load_in, method=config.adapter.method, config=prepared.source.config)
     say(f"weights in {precision.load_in} ({precision.reason})")
     max_length = max(split.max_length for split in (prepared.train, prepared.val) if split is not None)
     loaded = prepared.backend.load_model(
@@ -226,11 +226,15 @@ def _say_parameters(loaded: LoadedModel) -> None:
 def _say_schedule(config: FitConfig, schedule: Schedule) -> None:
     batch = config.optimizer.batch_size * config.optimizer.grad_accum
     say(
-        f"{schedule.steps} steps of {batch} rows ({schedule.steps_per_epoch} an epoch), {schedule.warmup_steps} of them warm-up; "
-        f"{optimizer_name(config)}, lr {config.lr:g} (vision tower {config.vision_lr:g})"
+        f"{schedule.steps} steps of {batch} rows ({schedule.steps_per_epoch} an epoch), "
+        f"{schedule.warmup_steps} of them warm-up; {optimizer_name(config)}, "
+        f"lr {config.lr:g} (vision tower {config.vision_lr:g})"
     )
     if schedule.steps < _FEW_STEPS:
-        say(f"warning: {schedule.steps} steps are few; under {_FEW_STEPS} a model seldom learns more than the form of the answers")
+        say(
+            f"warning: {schedule.steps} steps are few; "
+            f"under {_FEW_STEPS} a model seldom learns more than the form of the answers"
+        )
 
 
 def _report(
@@ -251,6 +255,7 @@ def _report(
         "family": prepared.source.family.name if prepared.source.family else None,
         "backend": prepared.backend.NAME,
         "load_in": loaded.load_in,
+        "data": str(prepared.folder.path.resolve()),
         "data_fingerprint": prepared.folder.manifest.fingerprint,
         "rows": {"train": len(prepared.train.rows), "val": len(prepared.val.rows) if prepared.val else 0},
         "max_length": prepared.train.max_length,

@@ -28,7 +28,7 @@ def open_hub_set(repository: str, source_split: str | None, source_config: str |
         ResourceError: the hub cannot be reached.
     """
     try:
-        import datasets  # type: ignore[import-untyped]  # ships no types
+        import datasets
     except ImportError:
         raise MissingDependencyError(
             f"{repository}: no such file or folder; to read it from the Hugging Face hub: pip install 'vlmdata[hf]'"

@@ -67,7 +67,9 @@ def load_model(
     try:
         model = AutoModelForImageTextToText.from_pretrained(source.name, **arguments)
     except torch.cuda.OutOfMemoryError as error:
-        raise ResourceError(f"{source.name}: the GPU has no room for the weights in {load_in}; try --load-in 4bit") from error
+        raise ResourceError(
+            f"{source.name}: the GPU has no room for the weights in {load_in}; try --load-in 4bit"
+        ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{source.name}: cannot be loaded: {' '.join(str(error).split())}") from error
     if source.adapter is not None:
@@ -117,7 +119,7 @@ def make_collator(
 
 
 def trainer_class() -> type:
-    """trl's SFTTrainer with the plain cross-entropy over supervised tokens."""
+    """Trl's SFTTrainer with the plain cross-entropy over supervised tokens."""
     import torch
     from transformers import Trainer
     from trl import SFTTrainer
@@ -154,7 +156,7 @@ def trainer_class() -> type:
             return (loss, outputs) if return_outputs else loss
 
         def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-            """transformers' own, which asks for the loss above."""
+            """Transformers' own, which asks for the loss above."""
             return Trainer.prediction_step(self, *args, **kwargs)
 
     return ReferenceTrainer

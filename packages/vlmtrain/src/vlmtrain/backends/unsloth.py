@@ -5,7 +5,7 @@ module. What its defaults would do in silence (resize pictures, train on prompts
 """
 
 # The order of these statements matters: settings, then unsloth, then everything else.
-# ruff: noqa: E402, I001
+# ruff: noqa: I001
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def load_model(
         model, _ = unsloth.FastVisionModel.from_pretrained(**arguments)
         # Its own choice of processor falls back to a bare tokenizer in silence: ours is loaded before.
     except torch.cuda.OutOfMemoryError as error:
-        raise ResourceError(f"{source.name}: the GPU has no room for the weights in {load_in}; try --load-in 4bit") from error
+        raise ResourceError(
+            f"{source.name}: the GPU has no room for the weights in {load_in}; try --load-in 4bit"
+        ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{source.name}: cannot be loaded: {' '.join(str(error).split())}") from error
     return LoadedModel(
@@ -133,7 +135,7 @@ def make_collator(
 
 
 def trainer_class() -> type:
-    """trl's SFTTrainer as Unsloth has patched it."""
+    """Trl's SFTTrainer as Unsloth has patched it."""
     from trl import SFTTrainer
 
     unsloth.FastVisionModel  # noqa: B018  # the patch is in place because unsloth was imported above
@@ -142,7 +144,7 @@ def trainer_class() -> type:
 
 
 def checkpointing_arguments(config: FitConfig) -> dict[str, Any]:
-    """Arguments of SFTConfig; see `vlmtrain.backends.Backend`. The model was given its own choice when it was loaded."""
+    """Arguments of SFTConfig; see `vlmtrain.backends.Backend`. The model was told its own way when it was loaded."""
     return {"gradient_checkpointing": config.optimizer.gradient_checkpointing != "off"}
 
 
