@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import subprocess
 import sys
@@ -220,14 +219,3 @@ def test_output_that_nobody_reads(rows: Path, tmp_path: Path) -> None:
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in result.stderr
     assert "BrokenPipe" not in result.stderr
-
-
-def test_image_formats_of_the_preview_are_browsers_own(tmp_path: Path) -> None:
-    from vlmdata.preview import _render_image
-
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(buffer, "WEBP")
-    info = {"width": 4, "height": 4, "original_width": 8, "original_height": 8, "format": "WEBP", "action": "resized"}
-    html = _render_image({"bytes": buffer.getvalue(), "path": None}, info)
-    assert "data:image/webp;base64," in html
-    assert "8x8 → 4x4 px, WEBP, resized" in html

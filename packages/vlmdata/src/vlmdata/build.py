@@ -33,12 +33,13 @@ from vlmdata.pipeline import (
     settle_rows,
 )
 from vlmdata.publish import collect_stamps, write_splits
+from vlmdata.report import REPORT_NAME, ReportInputs, write_report
 from vlmdata.shard_writer import write_set_files
 from vlmdata.shards import BuiltFolder
 from vlmdata.sources import Source, open_sources
 from vlmdata.sources.image_bytes import stamp_file
 from vlmdata.stage import PartitionSummary
-from vlmdata.stats import STATS_NAME, compute_stats
+from vlmdata.stats import STATS_NAME, compute_stats, count_splits
 
 __all__ = ["BuildReport", "build_folder", "explain_disk_errors"]
 
@@ -145,13 +146,13 @@ def _finish(
     ready = stage / "ready"
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir()
-    report = ready / "rejected.jsonl"
-    settled = settle_rows(config, stage, prepared.partitions, report)
+    rejected = ready / "rejected.jsonl"
+    settled = settle_rows(config, stage, prepared.partitions, rejected)
     try:
-        check_rejects(settled.counts, config.output.max_reject_rate, config.out / report.name)
+        check_rejects(settled.counts, config.output.max_reject_rate, config.out / rejected.name)
     except DataError:
         if not (config.out / "manifest.json").exists():
-            shutil.copyfile(report, config.out / report.name)
+            shutil.copyfile(rejected, config.out / rejected.name)
         raise
     names = ["train", *config.split.fractions]
     entries = write_splits(ready, stage, settled.staged, settled.split_of, names, config.output.shard_bytes)
@@ -160,7 +161,13 @@ def _finish(
         if not entry.rows:
             note(f"split {name!r} has no rows")
     manifest = _describe(prepared, settled, entries, config)
-    write_json_atomically(ready / STATS_NAME, compute_stats(BuiltFolder(ready, manifest)))
+    folder = BuiltFolder(ready, manifest)
+    figures = count_splits(folder)
+    write_json_atomically(ready / STATS_NAME, compute_stats(folder, figures))
+    report = ReportInputs(
+        folder=folder, splits=figures, settled=settled, stage=stage, inputs=prepared.inputs, config=config
+    )
+    write_report(ready / REPORT_NAME, report)
     stamps = [stamp_file(str(path.resolve())) for source in sources for path in source.files]
     write_stamps(config.out, [*stamps, *collect_stamps(stage, (each.number for each in prepared.partitions))])
     commit(config.out, ready, manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
@@ -20,7 +21,9 @@ MAX_CHATTER_BYTES = 4096
 @functools.cache
 def _sink(pid: int) -> IO[bytes]:
     """A file to catch this process's stderr in; after a fork the child needs its own."""
-    return tempfile.TemporaryFile(buffering=0)  # lives as long as the process
+    file = tempfile.TemporaryFile(buffering=0)
+    atexit.register(file.close)
+    return file
 
 
 @contextlib.contextmanager
