@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vlmdata.config import ColumnConfig
 from vlmdata.errors import ConfigError
 from vlmdata.formats.answers import ask_with_choices, read_answers
-from vlmdata.formats.conversation import Draft, as_image_refs
+from vlmdata.formats.conversation import Draft, as_image_refs, find_images
 from vlmdata.formats.reading import Reading
 from vlmdata.formats.templates import Template, list_columns, parse_template
 from vlmdata.sample import ImageRef, Message, Part, Problem, RawRow
@@ -65,6 +65,8 @@ def plan(columns: Sequence[str], config: ColumnConfig) -> Reading:
     choices = next((name for name in CHOICE_COLUMNS if name in columns), None)
     reading = Reading(
         format=NAME,
+        # the column may come first in a row that was not looked at
+        other_images=() if config.image else IMAGE_COLUMNS,
         choices=choices if config.instruction is None or config.instruction in columns else None,
         image=tuple(image for image in images if image is not None),
         instruction=one("instruction", config.instruction, INSTRUCTION_COLUMNS, constant=True, needed=True),
@@ -80,16 +82,9 @@ def convert(row: RawRow, reading: Reading) -> Draft | Problem:
     """Make a conversation of one question and one answer, images first."""
     assert reading.instruction is not None
     assert reading.response is not None
-    images: list[ImageRef] = []
-    for template in reading.image:
-        value = template.value(row)
-        found = value if isinstance(value, Problem) else as_image_refs(value, template.text)
-        if isinstance(found, Problem):
-            # a template over an empty column names no image either
-            return Problem("image_missing", found.detail)
-        if not found:
-            return Problem("image_missing", f"{template.text!r} is an empty list")
-        images.extend(found)
+    images = _read_images(row, reading)
+    if isinstance(images, Problem):
+        return images
     instruction = reading.instruction.render(row)
     if isinstance(instruction, Problem):
         return instruction
@@ -104,3 +99,20 @@ def convert(row: RawRow, reading: Reading) -> Draft | Problem:
     question = [*(Part("image") for _ in images), Part("text", instruction)]
     messages = [Message("user", question), Message("assistant", [Part("text", answers[0])])]
     return Draft(messages, images, answers)
+
+
+def _read_images(row: RawRow, reading: Reading) -> list[ImageRef] | Problem:
+    """Return the images of a row; where columns or templates for them are known, none may be empty."""
+    if not reading.image:
+        return find_images(row, reading)
+    images: list[ImageRef] = []
+    for template in reading.image:
+        value = template.value(row)
+        found = value if isinstance(value, Problem) else as_image_refs(value, template.text)
+        if isinstance(found, Problem):
+            # a template over an empty column names no image either
+            return Problem("image_missing", found.detail)
+        if not found:
+            return Problem("image_missing", f"{template.text!r} is an empty list")
+        images.extend(found)
+    return images

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmdata.config import ColumnConfig
 from vlmdata.formats.reading import Reading
-from vlmdata.formats.templates import Template, parse_template
+from vlmdata.formats.templates import parse_template
 from vlmdata.sample import ImageRef, Message, Part, Problem, RawRow, Role
 
 __all__ = [
@@ -108,24 +108,35 @@ def plan_conversation(
     Raises:
         ConfigError: an option names no column.
     """
-    given = config.image or tuple(column for column in usual_images if column in columns)[:1]
+    usual = [column for column in usual_images if column in columns]
+    given = config.image or usual[:1]
     image = tuple(parse_template("image", text, columns, allow_constant=False) for text in given)
     system = parse_template("system", config.system, columns, allow_constant=True) if config.system else None
-    return Reading(format=name, image=image, messages=messages, system=system)
+    # a column may come first in a row that was not looked at
+    others = () if config.image else tuple(column for column in usual_images if column not in given)
+    return Reading(format=name, image=image, other_images=others, messages=messages, system=system)
 
 
-def find_images(row: RawRow, templates: Sequence[Template]) -> list[ImageRef] | Problem:
+def find_images(row: RawRow, reading: Reading) -> list[ImageRef] | Problem:
     """Return the images beside a conversation; where the columns are empty, it is one without images."""
     images: list[ImageRef] = []
-    for template in templates:
-        value = template.value(row)
-        if value is None or value == "":
-            continue
-        found = value if isinstance(value, Problem) else as_image_refs(value, template.text)
-        if isinstance(found, Problem):
-            return found
-        images.extend(found)
+    for template in reading.image:
+        if problem := _add_images(template.value(row), template.text, images):
+            return problem
+    for column in reading.other_images:
+        if not images and (problem := _add_images(row.get(column), column, images)):
+            return problem
     return images
+
+
+def _add_images(value: Any, name: str, images: list[ImageRef]) -> Problem | None:
+    if value is None or value == "":
+        return None
+    found = value if isinstance(value, Problem) else as_image_refs(value, name)
+    if isinstance(found, Problem):
+        return found
+    images.extend(found)
+    return None
 
 
 def place_images(messages: list[Message], count: int) -> Problem | None:

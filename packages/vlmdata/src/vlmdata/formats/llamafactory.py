@@ -59,19 +59,18 @@ def plan_described(columns: Sequence[str], config: ColumnConfig, entry: Mapping[
     formatting = entry.get("formatting", "alpaca")
     kind = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "sharegpt"}.get(str(formatting))
     if kind is None:
-        raise ConfigError(
-            f"dataset_info.json: formatting {formatting!r:.60} is not known; alpaca, sharegpt, openai are"
-        )
+        raise ConfigError(f"dataset_info.json: formatting {formatting!r:.60} is not alpaca, sharegpt or openai")
     if entry.get("ranking"):
         raise ConfigError("dataset_info.json says ranking: preference pairs are no conversations to train on")
     given, tags = _texts(entry.get("columns")), _texts(entry.get("tags"))
     if formatting == "openai":
         tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant", **tags}
     named = {**_COLUMNS[kind], **given}
-    if missing := sorted({column for column in given.values() if column not in columns}):
+    chosen = ("prompt", "response") if kind == "alpaca" else ("messages",)
+    # the others may be absent from rows that have no use for them
+    if missing := sorted({named[word] for word in chosen} - set(columns)):
         raise ConfigError(f"dataset_info.json: no column {', '.join(map(repr, missing))}; {list_columns(columns)}")
     images = (named["images"],) if "images" in named else ("images", "image")
-    chosen = ("prompt", "query", "response") if kind == "alpaca" else ("messages",)
     reading = plan_conversation(NAME, " + ".join(named[word] for word in chosen), images, columns, config)
     return replace(reading, names=Names(kind == "alpaca", tuple(named.items()), tuple({**_TAGS, **tags}.items())))
 

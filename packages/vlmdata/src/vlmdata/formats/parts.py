@@ -59,7 +59,7 @@ def read_messages(raw: Any, name: str) -> Draft | Problem:
 
 def attach_images(draft: Draft, row: RawRow, reading: Reading) -> Draft | Problem:
     """Add the images that stand beside a conversation, and match all with their places in it."""
-    beside = find_images(row, reading.image)
+    beside = find_images(row, reading)
     if isinstance(beside, Problem):
         return beside
     if draft.images and beside:

@@ -18,6 +18,7 @@ class Reading:
     Attributes:
         format: the name of the format's module.
         image: where the images come from, in the order they are shown.
+        other_images: usual columns that are looked at in rows where `image` gives nothing, of conversation formats.
         instruction: what the user says, of column sets.
         response: what the assistant says, of column sets.
         system: the system text, put before conversations that have none of their own.
@@ -34,6 +35,7 @@ class Reading:
 
     format: str
     image: tuple[Template, ...] = ()
+    other_images: tuple[str, ...] = ()
     instruction: Template | None = None
     response: Template | None = None
     system: Template | None = None
