@@ -170,10 +170,13 @@ def _derive_markers(processor: Any, *, text_only: bool) -> Markers:
     prompted = _apply_template(processor, turns[:1], add_generation_prompt=True)
     before_question = question.partition(_PROBE_QUESTION)[0]
     after_answer = whole.split(_PROBE_ANSWER)[1].partition(_PROBE_QUESTION)[0]
+    # In front stands the beginning of the sequence, or a system turn that ends as an answer does; only what follows
+    # opens the user's turn.
+    for token in (processor.tokenizer.bos_token, processor.tokenizer.eos_token):
+        if token:
+            before_question, after_answer = before_question.rpartition(token)[2], after_answer.rpartition(token)[2]
     shared = _common_end(before_question, after_answer)
-    # A system turn in front ends as an answer does; only what follows the end opens the user's turn.
-    eos = processor.tokenizer.eos_token
-    instruction_part = (shared.rpartition(eos)[2].lstrip() if eos else shared).rstrip(" ")
+    instruction_part = shared.lstrip().rstrip(" ")
     # Where what ends the user's turn opens the assistant's, asking for an answer adds nothing.
     added = prompted.removeprefix(question) or question.rpartition(_PROBE_QUESTION)[2]
     response_part = added.strip(" ")
@@ -195,24 +198,24 @@ def _find_tokens(tokenizer: Any, text: str, markers: Markers) -> Markers:
     """
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def count(candidate: str) -> int:
+    def places(candidate: str) -> list[int]:
         tokens = tokenizer(candidate, add_special_tokens=False)["input_ids"]
-        return sum(ids[i : i + len(tokens)] == tokens for i in range(len(ids) - len(tokens) + 1))
+        return [i for i in range(len(ids) - len(tokens) + 1) if ids[i : i + len(tokens)] == tokens]
 
-    found = {}
-    # Only the second turn of a user has an answer in front of it, which its marker ends.
-    for option, marker, needed in (
-        ("instruction_part", markers.instruction_part, 1),
-        ("response_part", markers.response_part, 2),
-    ):
-        candidates = [candidate for candidate in (marker, f" {marker}", f"\n{marker}") if count(candidate) >= needed]
-        if not candidates:
-            raise ConfigError(
-                f"the marker {marker!r} occurs in what the model's template renders, but as other tokens than alone: "
-                f"pass --{option.replace('_', '-')} with the characters around it, as in {text!r}"
-            )
-        found[option] = candidates[0]
-    return Markers(**found)
+    def find(option: str, marker: str, count: int, start: int = 0) -> str:
+        for candidate in (marker, f" {marker}", f"\n{marker}"):
+            if sum(place >= start for place in places(candidate)) >= count:
+                return candidate
+        raise ConfigError(
+            f"the marker {marker!r} occurs in what the model's template renders, but as other tokens than alone: "
+            f"pass --{option} with the characters around it, as in {text!r}"
+        )
+
+    response_part = find("response-part", markers.response_part, 2)
+    # An answer ends where the user's next turn begins, so that the marker has to be found behind one.
+    first_answer = places(response_part)[0]
+    instruction_part = find("instruction-part", markers.instruction_part, 1, first_answer)
+    return Markers(instruction_part=instruction_part, response_part=response_part)
 
 
 def _common_end(left: str, right: str) -> str:
