@@ -55,7 +55,12 @@ parts = objects(
 messages = lists(objects(role=roles, content=words | lists(parts), weight=st.integers(0, 1), tool_calls=anything))
 turns = lists(st.fixed_dictionaries({}, optional={"from": loose(roles), "value": loose(words)}))
 history = lists(st.tuples(words, words).map(list))
-shown = {"image": images | lists(images), "images": images | lists(images)}
+boxes = st.lists(st.lists(st.floats(-9, 9), min_size=4, max_size=4), max_size=2)
+shown = {
+    "objects": objects(bbox=boxes, label=lists(words), image_index=lists(st.integers(-1, 1))),
+    "image": images | lists(images),
+    "images": images | lists(images),
+}
 ROWS = {
     "columns": objects(question=words, answers=words | lists(words), choices=lists(words), id=anything, **shown),
     "messages": objects(messages=messages, **shown),
@@ -99,6 +104,7 @@ def test_a_row_becomes_a_writable_sample_or_a_problem(format: str, data: st.Data
         answers=data.draw(st.sampled_from(["first", "all", "most-common"])),
         choices=data.draw(st.sampled_from(["letter", "text", "ignore"])),
         control_characters=data.draw(st.sampled_from(["reject", "strip"])),
+        box_format=data.draw(st.sampled_from([None, "xyxy"])),
         max_repetition=data.draw(st.sampled_from([1.0, 0.5])),
     )
     columns = ColumnConfig(keep=tuple(FIRST[format]), template_tokens=data.draw(st.sampled_from(["reject", "escape"])))
@@ -117,6 +123,7 @@ def test_a_row_becomes_a_writable_sample_or_a_problem(format: str, data: st.Data
             assert outcome.reason.isidentifier()
             assert "\n" not in outcome.detail or format == "columns"
             continue
+        assert outcome.objects is None or len(outcome.objects.bbox) == len(outcome.objects.label)
         assert sum(part.type == "image" for m in outcome.messages for part in m.content) == len(outcome.images)
         assert outcome.references
         # it can be written to a shard as it is

@@ -12,7 +12,7 @@ __all__ = ["TextConfig"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextConfig:
-    """What the texts of a row must be, and which of several answers counts."""
+    """What the texts of a row must be, which of several answers counts, and what boxes mean."""
 
     answers: Literal["first", "all", "most-common"] = "first"
     """Which of several answers in a list is trained on; all makes a row of each different one. Every answer is kept
@@ -26,6 +26,10 @@ class TextConfig:
     """Share of a text that may repeat what stands earlier in it, in windows of 16 characters; 1 permits everything."""
     control_characters: Literal["reject", "strip"] = "reject"
     """What to do with control characters in text: reject the row, or take them out."""
+    box_format: Literal["xyxy", "xywh", "cxcywh", "xyxy-norm", "xywh-norm", "cxcywh-norm", "xyxy-1000"] | None = None
+    """How the boxes of the column objects are written: two corners, corner and size, or centre and size, in px of the
+    original image, from 0 to 1 (-norm) or from 0 to 1000. They follow their image into its stored size. Without it,
+    boxes are left out."""
 
     def __post_init__(self) -> None:
         """Check the limits."""

@@ -25,16 +25,27 @@ from vlmdata.formats import (
     trl,
 )
 from vlmdata.formats.answers import ANSWER_NUMBER, expand_answers
+from vlmdata.formats.boxes import Placement, move_boxes, read_objects
 from vlmdata.formats.conversation import Draft
 from vlmdata.formats.filters import RowFilter
 from vlmdata.formats.reading import Reading
 from vlmdata.formats.refusals import find_preferences, name_other_kind
 from vlmdata.formats.templates import as_text, list_columns
 from vlmdata.formats.validation import check_messages, check_references, escape_tokens, remove_control
-from vlmdata.sample import Message, Part, Problem, RawRow, Sample
+from vlmdata.sample import Message, Objects, Part, Problem, RawRow, Sample
 from vlmdata.text_config import TextConfig
 
-__all__ = ["FORMATS", "Reading", "convert_row", "encode_meta", "expand_answers", "plan_reading", "read_group"]
+__all__ = [
+    "FORMATS",
+    "Placement",
+    "Reading",
+    "convert_row",
+    "encode_meta",
+    "expand_answers",
+    "move_boxes",
+    "plan_reading",
+    "read_group",
+]
 
 # Asked in this order: what is told by a closer look comes before what it is a kind of; columns fits everything.
 _DETECTED = (openai, axolotl, messages, finevision, trl, sharegpt, llava, swift, alpaca, captions, columns)
@@ -94,6 +105,7 @@ def plan_reading(
         where=where,
         escape_tokens=column_config.template_tokens == "escape",
         texts=texts or TextConfig(),
+        has_objects="objects" in names,
     )
 
 
@@ -145,6 +157,11 @@ def convert_row(row: RawRow, index: int, source: str, reading: Reading) -> Sampl
         _rewrite(draft, escape_tokens)
     if problem := check_messages(draft.messages, reading.texts) or check_references(draft.references):
         return problem
+    objects: Objects | Problem | None = None
+    if reading.texts.box_format is not None:
+        objects = read_objects(row.get("objects"), reading.texts.box_format, len(draft.images))
+    if isinstance(objects, Problem):
+        return objects
     last = "".join(part.text or "" for part in draft.messages[-1].content)
     return Sample(
         id=_read_id(row, index, source, reading),
@@ -153,6 +170,7 @@ def convert_row(row: RawRow, index: int, source: str, reading: Reading) -> Sampl
         messages=draft.messages,
         images=draft.images,
         references=draft.references or [last],
+        objects=objects,
         meta={name: row.get(name) for name in reading.keep},
     )
 

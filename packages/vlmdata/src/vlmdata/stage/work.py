@@ -12,7 +12,7 @@ import pyarrow as pa
 import xxhash
 
 from vlmdata.dedup.signatures import hash_texts
-from vlmdata.formats import Reading, convert_row, encode_meta, read_group
+from vlmdata.formats import Placement, Reading, convert_row, encode_meta, move_boxes, read_group
 from vlmdata.images import ImageProblem, PreparedImage, prepare_image
 from vlmdata.sample import Message, Problem, RawRow, Rejection, Sample, StoredImage
 from vlmdata.schema import ARROW_SCHEMA, ImageInfoRow, Row
@@ -165,6 +165,8 @@ class _Partition:
 
     def _add(self, sample: Sample, prepared: list[tuple[PreparedImage, str | None]], at: int) -> None:
         if self._settings.keep_rows:
+            if sample.objects is not None:
+                sample.objects = move_boxes(sample.objects, [_place(image) for image, _ in prepared])
             stored = [StoredImage(image.data, name, _describe(image)) for image, name in prepared]
             self._rows.append(sample.to_row(stored, encode_meta(sample)))
             self._row_bytes += sum(len(image.data) for image in stored)
@@ -214,6 +216,11 @@ def _spoken(message: Message) -> Iterator[str]:
     yield message.role
     for part in message.content:
         yield "\0image" if part.text is None else part.text
+
+
+def _place(image: PreparedImage) -> Placement:
+    original, stored = (image.original_width, image.original_height), (image.width, image.height)
+    return Placement(original, stored, image.content_box)
 
 
 def _describe(image: PreparedImage) -> ImageInfoRow:
