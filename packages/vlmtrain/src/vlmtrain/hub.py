@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vlmdata.errors import ResourceError
+from vlmdata.errors import ConfigError, ResourceError
 
 __all__ = ["fetch_model_config"]
 
@@ -15,16 +15,32 @@ def fetch_model_config(model_id: str, revision: str | None) -> dict[str, Any]:
     """config.json of a model on the hub, or of its local cache.
 
     Raises:
+        ConfigError: It cannot be a hub id.
         ResourceError: There is no such model, it needs a login, or the hub cannot be reached.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         path = hf_hub_download(model_id, "config.json", revision=revision)
     except RepositoryNotFoundError as error:
         raise ResourceError(
             f"{model_id}: no such folder here, and the hub has no such model or wants a login (`hf auth login`)"
+        ) from error
+    except HFValidationError as error:
+        raise ConfigError(f"{model_id}: no such model folder, and not a hub id: {error}") from error
+    except RevisionNotFoundError as error:
+        raise ResourceError(f"{model_id}: the hub has no revision {revision!r} of this model") from error
+    except RemoteEntryNotFoundError as error:
+        raise ResourceError(
+            f"{model_id}: the hub's repository has no config.json, so it is no transformers model"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ResourceError(f"{model_id}: no such folder here, and the hub cannot be reached") from error

@@ -21,7 +21,9 @@ def load_processor(source: ModelSource, *, trust_remote_code: bool = False) -> A
     from transformers import AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(source.processor, trust_remote_code=trust_remote_code)
+        processor = AutoProcessor.from_pretrained(
+            source.processor, revision=source.revision or "main", trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{source.processor}: no usable processor: {' '.join(str(error).split())}") from error
     return processor

@@ -9,6 +9,7 @@ RUN/run.json          written last: where it exists, the run is whole
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from vlmdata.errors import ConfigError, DataError, ResourceError
 from vlmdata.manifest import write_json_atomically
 from vlmtrain.config import SECTIONS, FitConfig
 
-__all__ = ["RunFolder", "open_run_folder"]
+__all__ = ["RunFolder", "check_run_folder", "open_run_folder"]
 
 # What may differ between a run and its continuation without changing what is learned.
 _FREE_TO_CHANGE = frozenset({"out", "workers", "keep_checkpoints", "log_steps"})
@@ -63,9 +64,42 @@ class RunFolder:
         found = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
         return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
+    def adopt_checkpoint(self, checkpoint: Path) -> None:
+        """Looks for a checkpoint's best predecessor in this folder; the run may have been moved since it stopped."""
+        path = checkpoint / "trainer_state.json"
+        state = json.loads(path.read_text(encoding="utf-8"))
+        best = state.get("best_model_checkpoint")
+        if best and Path(best).parent != self.checkpoints:
+            write_json_atomically(path, state | {"best_model_checkpoint": str(self.checkpoints / Path(best).name)})
+
     def finish(self, report: dict[str, Any]) -> None:
         """Writes run.json."""
         write_json_atomically(self.report, report)
+
+
+def check_run_folder(config: FitConfig, *, resume: bool, overwrite: bool) -> RunFolder:
+    """Whether a run may be begun in a folder, or gone on with; nothing is written.
+
+    Args:
+        config: The run's settings.
+        resume: Go on from the last checkpoint.
+        overwrite: Throw an earlier run away.
+
+    Raises:
+        ConfigError: There is a run already, or the one to go on with had other settings.
+        DataError: There is nothing to go on with.
+    """
+    run = RunFolder(path=config.run.out.resolve(), method=config.adapter.method)
+    if resume and overwrite:
+        raise ConfigError("--resume goes on with a run and --overwrite throws it away: pass one of them")
+    if resume:
+        _check_same_run(run, config)
+    elif run.config.exists() and not overwrite:
+        state = "is finished" if run.report.exists() else "was begun and did not finish"
+        raise ConfigError(
+            f"{config.run.out}: a run is here and {state}; --resume goes on with it, --overwrite throws it away"
+        )
+    return run
 
 
 def open_run_folder(config: FitConfig, *, resume: bool, overwrite: bool) -> RunFolder:
@@ -77,22 +111,15 @@ def open_run_folder(config: FitConfig, *, resume: bool, overwrite: bool) -> RunF
         overwrite: Throw an earlier run away.
 
     Raises:
-        ConfigError: There is a run already, or the one to go on with had other settings.
-        DataError: There is nothing to go on with.
+        ConfigError: See `check_run_folder`.
+        DataError: Likewise.
         ResourceError: The folder cannot be written.
     """
     import yaml
 
-    run = RunFolder(path=config.run.out.resolve(), method=config.adapter.method)
-    if resume:
-        _check_same_run(run, config)
-    elif run.config.exists() and not overwrite:
-        state = "is finished" if run.report.exists() else "was begun and did not finish"
-        raise ConfigError(
-            f"{config.run.out}: a run is here and {state}; --resume goes on with it, --overwrite throws it away"
-        )
+    run = check_run_folder(config, resume=resume, overwrite=overwrite)
     try:
-        if overwrite and not resume and run.config.exists():
+        if overwrite and run.config.exists():
             _remove_run(run)
         run.report.unlink(missing_ok=True)
         run.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -81,6 +81,8 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
     path = path.resolve()
     if (path / RUN_FILE).is_file():
         report = _read_json(path / RUN_FILE)
+        if missing := [key for key in ("weights", "load_in", "data") if key not in report]:
+            raise DataError(f"{path / RUN_FILE}: not the report of a run (no {', '.join(missing)})")
         weights = find_model(str(path / str(report["weights"])))
         data = Path(report["data"])
         return dataclasses.replace(weights, run=path, trained_in=report["load_in"], trained_on=data)
@@ -96,7 +98,9 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
 
 def _adapter_model(path: Path) -> ModelSource:
     adapter = _read_json(path / "adapter_config.json")
-    base_name = str(adapter["base_model_name_or_path"])
+    base_name = str(adapter.get("base_model_name_or_path") or "")
+    if not base_name:
+        raise ConfigError(f"{path}: adapter_config.json does not name the adapter's base model")
     try:
         base = find_model(base_name, revision=adapter.get("revision"))
     except ConfigError as error:

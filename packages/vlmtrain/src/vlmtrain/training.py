@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from vlmtrain.loaded import LoadedModel
 from vlmtrain.precision import choose_precision
 from vlmtrain.preflight import CheckedSplit, check_collator, check_split, show_masked_row
 from vlmtrain.processors import load_chat_format, load_processor, save_processor
-from vlmtrain.run_folder import RunFolder, open_run_folder
+from vlmtrain.rows import sample_indices
+from vlmtrain.run_folder import RunFolder, check_run_folder, open_run_folder
 from vlmtrain.source import ModelSource, find_model
 from vlmtrain.stops import StopRequest
 from vlmtrain.trainer import Schedule, make_trainer, optimizer_name, plan_schedule
@@ -26,6 +29,8 @@ from vlmtrain.trainer import Schedule, make_trainer, optimizer_name, plan_schedu
 __all__ = ["Prepared", "Stopped", "fit", "prepare"]
 
 _FEW_STEPS = 100
+
+Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 class Stopped(ToolkitError):
@@ -47,6 +52,11 @@ class Prepared:
     chat: ChatFormat
     train: CheckedSplit
     val: CheckedSplit | None
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest row of either split, or the limit that was set."""
+        return max(split.max_length for split in (self.train, self.val) if split is not None)
 
 
 def prepare(config: FitConfig) -> Prepared:
@@ -99,20 +109,25 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
     """
     started = time.monotonic()
     with StopRequest() as stop:
-        run = open_run_folder(config, resume=resume, overwrite=overwrite)
+        check_run_folder(config, resume=resume, overwrite=overwrite)
         prepared = prepare(config)
         loaded = _load_for_training(config, prepared)
         schedule = plan_schedule(config, len(prepared.train.rows))
         _say_schedule(config, schedule)
-        trainer = _make_trainer(config, prepared, loaded, schedule, run, stop)
+        collate = _make_collator(config, prepared, loaded)
+        # Nothing is written, and no earlier run thrown away, before everything that can be refused has passed.
+        run = open_run_folder(config, resume=resume, overwrite=overwrite)
+        trainer = _make_trainer(config, prepared, loaded, collate, schedule, run, stop)
         checkpoint = run.last_checkpoint() if resume else None
+        if checkpoint is not None:
+            run.adopt_checkpoint(checkpoint)
         if resume:
             say(
                 f"resuming from {checkpoint.name}"
                 if checkpoint
                 else "no checkpoint was saved yet: starting from the first step"
             )
-        result = _train(trainer, checkpoint)
+        _train(trainer, checkpoint)
         if stop.signal is not None:
             raise Stopped(
                 f"stopped by signal {stop.signal} after step {trainer.state.global_step} of {schedule.steps}; "
@@ -120,7 +135,7 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
                 stop.exit_code,
             )
         _save_weights(trainer, loaded, run)
-        run.finish(_report(config, prepared, loaded, schedule, trainer, result, time.monotonic() - started, run))
+        run.finish(_report(config, prepared, loaded, schedule, trainer, time.monotonic() - started, run))
     say(f"done: {run.weights}")
     return run
 
@@ -133,12 +148,11 @@ def say(line: str) -> None:
 def _load_for_training(config: FitConfig, prepared: Prepared) -> LoadedModel:
     precision = choose_precision(config.model.load_in, method=config.adapter.method, config=prepared.source.config)
     say(f"weights in {precision.load_in} ({precision.reason})")
-    max_length = max(split.max_length for split in (prepared.train, prepared.val) if split is not None)
     loaded = prepared.backend.load_model(
         prepared.source,
         prepared.processor,
         load_in=precision.load_in,
-        max_length=max_length,
+        max_length=prepared.max_length,
         method=config.adapter.method,
         checkpointing=config.optimizer.gradient_checkpointing,
         trust_remote_code=config.model.trust_remote_code,
@@ -158,26 +172,30 @@ def _load_for_training(config: FitConfig, prepared: Prepared) -> LoadedModel:
     return loaded
 
 
-def _make_trainer(
-    config: FitConfig,
-    prepared: Prepared,
-    loaded: LoadedModel,
-    schedule: Schedule,
-    run: RunFolder,
-    stop: StopRequest,
-) -> Any:
-    from vlmtrain.rows import sample_indices
-
+def _make_collator(config: FitConfig, prepared: Prepared, loaded: LoadedModel) -> Collator:
+    """The backend's collator, after it has shown that it does with some rows what the checks foresaw."""
     last_turn_only = config.data.train_on == "last"
     # Padding goes to the right in training, so that positions begin at the first token in every backend.
     prepared.processor.tokenizer.padding_side = "right"
     collate = prepared.backend.make_collator(
-        loaded, prepared.chat, max_length=prepared.train.max_length, last_turn_only=last_turn_only
+        loaded, prepared.chat, max_length=prepared.max_length, last_turn_only=last_turn_only
     )
     check_collator(collate, prepared.train, prepared.chat, last_turn_only=last_turn_only)
     batch = collate([prepared.train.rows[0]])
     shown = show_masked_row(batch["input_ids"][0].tolist(), batch["labels"][0].tolist(), prepared.chat)
     say(f"first row, with what carries loss between ⟦ and ⟧:\n{shown}")
+    return collate
+
+
+def _make_trainer(
+    config: FitConfig,
+    prepared: Prepared,
+    loaded: LoadedModel,
+    collate: Collator,
+    schedule: Schedule,
+    run: RunFolder,
+    stop: StopRequest,
+) -> Any:
     val_rows = None
     if prepared.val is not None:
         chosen = sample_indices(len(prepared.val.rows), config.run.eval_rows, config.optimizer.seed)
@@ -195,11 +213,11 @@ def _make_trainer(
     )
 
 
-def _train(trainer: Any, checkpoint: Path | None) -> Any:
+def _train(trainer: Any, checkpoint: Path | None) -> None:
     import torch
 
     try:
-        return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.cuda.OutOfMemoryError as error:
         raise ResourceError(
             "the GPU's memory ran out: halve --batch-size and double --grad-accum, or try --load-in 4bit"
@@ -243,7 +261,6 @@ def _report(
     loaded: LoadedModel,
     schedule: Schedule,
     trainer: Any,
-    result: Any,
     seconds: float,
     run: RunFolder,
 ) -> dict[str, Any]:
@@ -258,9 +275,10 @@ def _report(
         "data": str(prepared.folder.path.resolve()),
         "data_fingerprint": prepared.folder.manifest.fingerprint,
         "rows": {"train": len(prepared.train.rows), "val": len(prepared.val.rows) if prepared.val else 0},
-        "max_length": prepared.train.max_length,
+        "max_length": prepared.max_length,
         "steps": schedule.steps,
-        "train_loss": result.training_loss,
+        # transformers counts the steps before a resumption, but not their losses
+        "train_loss": statistics.fmean(losses) if losses else None,
         "last_loss": losses[-1] if losses else None,
         "best_eval_loss": trainer.state.best_metric,
         "best_step": trainer.state.best_global_step,
