@@ -120,3 +120,15 @@ def test_nlvr_by_templates(images: tuple[str, ...], kept: int) -> None:
     else:
         with pytest.raises(DataError, match="image_missing 160"):
             check(source, **options)
+
+
+def test_column_options_are_for_the_inputs_that_they_fit() -> None:
+    options = {
+        "image": ("images/dev-{identifier}-0.png",),
+        "instruction": "Is this true? {sentence}",
+        "response": "label",
+    }
+    nlvr, demo = SHARED / "nlvr" / "dev.subset.jsonl", FORMATS / "llamafactory-demo" / "mllm_demo.json"
+    assert check(nlvr, demo, **options) == (["columns", "llamafactory"], 166, 166, {})
+    with pytest.raises(ConfigError, match="no column 'sentence'"):
+        check(demo, **options)

@@ -129,6 +129,9 @@ def plan_inputs(
             continue
         on_note(f"{source.name}: {source.kind}; {reading.describe()}")
         planned.append((source, reading))
+    if planned and all(reading.unused_options for _, reading in planned):
+        # options that fit no input are a mistake
+        problems.extend(f"{source.name}: {each}" for source, reading in planned for each in reading.unused_options)
     if problems:
         raise ConfigError(problems)
     return planned

@@ -121,22 +121,45 @@ def _plan(
         raise ConfigError(f"--instruction and --response are for column sets, not for --format {config.format}")
     if config.format == llamafactory.NAME and description is None:
         raise ConfigError("no dataset_info.json beside the file has an entry for it")
-    if description is not None and not wants_columns and config.format in ("auto", llamafactory.NAME):
+    if wants_columns:
+        return _plan_columns(rows, names, config, column_config, description)
+    if description is not None and config.format in ("auto", llamafactory.NAME):
         return llamafactory.plan_described(names, column_config, description)
-    if config.format == "auto" and not wants_columns and (refusal := find_preferences(names)):
+    if config.format == "auto" and (refusal := find_preferences(names)):
         raise ConfigError(refusal)
-    module: Any = columns
-    if config.format != "auto":
-        module = next(each for each in _DETECTED if each.NAME == config.format)
-    elif not wants_columns:
-        module = next(each for each in _DETECTED if each.detect(rows))
+    module: Any = _tell(rows) if config.format == "auto" else next(m for m in _DETECTED if m.NAME == config.format)
     try:
         reading: Reading = module.plan(names, column_config)
     except ConfigError as error:
-        if module is columns and not wants_columns and (kind := name_other_kind(names)):
+        if module is columns and (kind := name_other_kind(names)):
             raise ConfigError([f"looks like {kind}", *error.problems]) from None
         raise
     return reading
+
+
+def _tell(rows: Sequence[RawRow]) -> Any:
+    return next(module for module in _DETECTED if module.detect(rows))
+
+
+def _plan_columns(
+    rows: Sequence[RawRow],
+    names: Sequence[str],
+    config: InputConfig,
+    column_config: ColumnConfig,
+    description: Mapping[str, Any] | None,
+) -> Reading:
+    """Use the columns that options name; an input that lacks them may be of a format that has no need of them."""
+    try:
+        return columns.plan(names, column_config)
+    except ConfigError as error:
+        module = _tell(rows)
+        if config.format != "auto" or (module is columns and description is None):
+            raise
+        own = replace(column_config, image=(), instruction=None, response=None)
+        reading: Reading = (
+            module.plan(names, own) if description is None else llamafactory.plan_described(names, own, description)
+        )
+        return replace(reading, unused_options=error.problems)
 
 
 def convert_row(row: RawRow, index: int, source: str, reading: Reading) -> Sample | Problem:

@@ -30,6 +30,7 @@ class Reading:
         escape_tokens: break template tokens up instead of rejecting the row.
         choices: the column with the choices of a question.
         names: the columns and roles that a `dataset_info.json` names, of the format that has one.
+        unused_options: why options that name columns do not fit, where the rows are read without them.
         has_objects: whether there is a column with boxes.
         texts: what texts must be, and which answers count.
     """
@@ -48,6 +49,7 @@ class Reading:
     escape_tokens: bool = False
     choices: str | None = None
     names: object = None
+    unused_options: tuple[str, ...] = ()
     has_objects: bool = False
     texts: TextConfig = field(default_factory=TextConfig)
 
@@ -65,4 +67,5 @@ class Reading:
         named = ", ".join(f"{name} {text!r}" for name, text in chosen.items() if text)
         images = "" if self.image or self.messages else "; no image column, so rows are text only"
         boxes = f"; boxes as {self.texts.box_format}" if self.texts.box_format else "; boxes left out: no --box-format"
-        return f"{self.format} ({named}{images}{boxes if self.has_objects else ''})"
+        unused = "; without --image, --instruction and --response" if self.unused_options else ""
+        return f"{self.format} ({named}{images}{boxes if self.has_objects else ''}{unused})"
