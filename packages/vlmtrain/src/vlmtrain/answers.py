@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,14 @@ def answer_all(name: str, config: GenerateConfig) -> Iterator[str | dict[str, An
     Raises:
         ToolkitError: The model, a picture or a line does not do.
     """
+    lines: list[dict[str, Any]] = []
+    requests: Sequence[Request]
     if config.batch is not None:
-        lines, requests = zip(*read_requests(config.batch, system=config.system), strict=True) or ((), ())
+        lines, requests = read_requests(config.batch, system=config.system)
+        if not lines:
+            return
     else:
-        lines, requests = (), (make_request(config.prompt or "", config.image, system=config.system),)
+        requests = [make_request(config.prompt or "", config.image, system=config.system)]
     model = load_answering_model(name, backend=config.backend, load_in=config.load_in)
     answers = model.answer(
         requests,
@@ -39,10 +44,10 @@ def answer_all(name: str, config: GenerateConfig) -> Iterator[str | dict[str, An
         temperature=config.temperature,
         seed=config.seed,
     )
-    if not lines:
+    if config.batch is None:
         yield from answers
-    for line, answer in zip(lines, answers, strict=bool(lines)):
-        yield line | {"answer": answer}
+    else:
+        yield from (line | {"answer": answer} for line, answer in zip(lines, answers, strict=True))
 
 
 def make_request(prompt: str, images: Sequence[Path], *, system: str | None = None) -> Request:
@@ -64,32 +69,63 @@ def make_request(prompt: str, images: Sequence[Path], *, system: str | None = No
     return Request(messages=messages, images=[_open_picture(path) for path in images])
 
 
-def read_requests(path: Path, *, system: str | None = None) -> Iterator[tuple[dict[str, Any], Request]]:
+def read_requests(path: Path, *, system: str | None = None) -> tuple[list[dict[str, Any]], Sequence[Request]]:
     """Requests from a JSON-lines file: `{"prompt": …, "image": FILE}` or `"images": [FILE, …]`, relative to the file.
 
-    Yields:
-        The line as it stands, and the request made of it.
+    Every picture is decoded once here, so that a broken one is found before any answer is waited for, and again when
+    its request is taken: those of a long file do not fit in memory at once.
+
+    Returns:
+        The lines as they stand, and the requests made of them.
 
     Raises:
         ConfigError: The file or a picture is missing.
         DataError: A line is no such request.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    for number, text in enumerate(lines, start=1):
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    lines: list[dict[str, Any]] = []
+    makers: list[Callable[[], Request]] = []
+    for number, text in enumerate(texts, start=1):
         if not text.strip():
             continue
-        try:
-            line = json.loads(text)
-            prompt = line["prompt"]
-            images = line.get("images") or [line[key] for key in ("image",) if key in line]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f'{path}, line {number}: not of the form {{"prompt": …, "image": …}}: {text[:80]!r}'
-            ) from error
-        yield line, make_request(prompt, [path.parent / image for image in images], system=line.get("system", system))
+        line, prompt, images = _parse_line(f"{path}, line {number}", text)
+        make = functools.partial(
+            make_request, prompt, [path.parent / image for image in images], system=line.get("system", system)
+        )
+        make()
+        lines.append(line)
+        makers.append(make)
+    return lines, _Requests(makers)
+
+
+class _Requests(Sequence[Request]):
+    """Requests made when they are asked for."""
+
+    def __init__(self, makers: Sequence[Callable[[], Request]]) -> None:
+        self._makers = makers
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [make() for make in self._makers[index]]
+        return self._makers[index]()
+
+
+def _parse_line(place: str, text: str) -> tuple[dict[str, Any], str, list[str]]:
+    try:
+        line = json.loads(text)
+        prompt = line["prompt"]
+        images = line.get("images") or [line[key] for key in ("image",) if key in line]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        prompt = images = None
+    if not isinstance(prompt, str) or not isinstance(images, list) or not all(isinstance(i, str) for i in images):
+        raise DataError(f'{place}: not of the form {{"prompt": …, "image": …}}: {text[:80]!r}')
+    return line, prompt, images
 
 
 def _open_picture(path: Path) -> Any:
@@ -105,5 +141,5 @@ def _open_picture(path: Path) -> Any:
             return upright.convert("RGB")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such picture") from error
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a readable picture: {error}") from error

@@ -70,6 +70,8 @@ def evaluate(name: str, config: EvalConfig) -> dict[str, Any]:
     out = config.out or (source.run or source.adapter or Path(source.name)) / f"eval-{config.split}.json"
     if not out.parent.is_dir():
         raise ConfigError(f"{out.parent}: no such folder for the result; name a file with --out")
+    if config.compare:
+        find_model(config.compare)
     folder = open_folder(data)
     rows = read_eval_rows(folder.split(config.split), limit=config.rows, seed=config.seed)
     model = load_answering_model(name, backend=config.backend, load_in=config.load_in)

@@ -55,12 +55,14 @@ def export(name: str, config: ExportConfig) -> dict[str, Any]:
     if config.format == "adapter" and source.adapter is None:
         raise ConfigError(f"{name}: has no adapter to export (all weights were trained); use --format merged_16bit")
     rows = _check_rows(source, config)
-    _clear(config)
+    _check_out(source, config)
     backend, reason = choose_backend(config.backend)
     print(f"backend: {backend.NAME} ({reason})", flush=True)
     precision = _check_precision(source)
     trained = load_source(source, backend, load_in=precision)
     expected = _observe(trained, config, rows)
+    # An earlier export stays until the new one can be written.
+    _clear(config.out)
     _write(trained, config)
     del trained
     release_memory()
@@ -120,15 +122,29 @@ def _check_rows(source: ModelSource, config: ExportConfig) -> list[dict[str, Any
     return [decoded[i] for i in sample_indices(split.num_rows, config.check_rows, seed=0)]
 
 
-def _clear(config: ExportConfig) -> None:
+def _check_out(source: ModelSource, config: ExportConfig) -> None:
+    """Refuses a folder whose content is not an earlier export, or is needed for this one."""
+    if config.out.exists() and not config.out.is_dir():
+        raise ConfigError(f"{config.out}: is a file; name a folder to write")
     if not config.out.exists() or not any(config.out.iterdir()):
         return
+    out = config.out.resolve()
+    needed = (Path(source.name) if source.is_local else None, source.adapter, source.run)
+    if any(place is not None and (place == out or out in place.parents) for place in needed):
+        raise ConfigError(f"{config.out}: holds the model that is to be exported; choose another folder")
     if not config.overwrite:
         raise ConfigError(f"{config.out}: is not empty; --overwrite replaces an earlier export")
     known = (REPORT, "adapter_config.json", "config.json")
     if not any((config.out / file).is_file() for file in known):
         raise ConfigError(f"{config.out}: holds something else than an export; choose another folder")
-    shutil.rmtree(config.out)
+
+
+def _clear(out: Path) -> None:
+    try:
+        if out.exists():
+            shutil.rmtree(out)
+    except OSError as error:
+        raise ResourceError(f"{out}: cannot be replaced: {error.strerror}") from error
 
 
 def _report(

@@ -83,9 +83,11 @@ class AnsweringModel:
         import torch
 
         batch = self.encode(requests)
-        sampling: dict[str, Any] = {"do_sample": False}
+        # Models come with settings of their own for sampling (Qwen's keep the likeliest token, and mark repetition
+        # down, which breaks "1000"); what was asked for here is the plain distribution.
+        sampling: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0}
         if temperature > 0:
-            sampling = {"do_sample": True, "temperature": temperature}
+            sampling |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         tokenizer = self.chat.processor.tokenizer
         with torch.inference_mode():
             output = self.loaded.model.generate(

@@ -33,13 +33,23 @@ class Precision:
 
 
 def count_weights(config: dict[str, Any]) -> int:
-    """Number of parameters of a model, from its config alone; no memory is taken for them."""
+    """Number of parameters of a model, from its config alone; no memory is taken for them.
+
+    Raises:
+        ConfigError: transformers does not know the type.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     plain = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(config["model_type"], **plain))
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(config["model_type"], **plain))
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"the installed transformers has no vision-language model of type {config.get('model_type')!r}, "
+            "so that its size is not known: pass --load-in"
+        ) from error
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -54,7 +54,10 @@ class EvalConfig:
         Raises:
             ConfigError: A value is out of range.
         """
-        if problems := _not_positive(self, "rows", "batch_size", "max_new_tokens"):
+        problems = _not_positive(self, "rows", "batch_size", "max_new_tokens")
+        if self.out is not None and self.out.suffix == ".jsonl":
+            problems.append(f"out: {str(self.out)!r} is where the predictions go; name a .json file for the scores")
+        if problems:
             raise ConfigError(problems)
 
 

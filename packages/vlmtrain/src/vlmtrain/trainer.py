@@ -195,9 +195,10 @@ def _make_callback(metrics: Path, stop: StopRequest) -> Any:
         """Writes the log as it grows, and turns a stop request into a checkpoint."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            # A resumed run repeats the steps after its checkpoint.
+            # A resumed run repeats the steps after its checkpoint, and sums up once.
             lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+            logs = [(line, json.loads(line)) for line in lines]
+            kept = [line for line, log in logs if log["step"] <= state.global_step and "train_runtime" not in log]
             metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
