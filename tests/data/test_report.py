@@ -124,7 +124,7 @@ def test_counts_add_up(page: Page, built: Path) -> None:
     assert {name: int(count) for name, count in ends.items() if not name.startswith("kept")} == counts.rejected
     assert int(ends["kept, train"]) + int(ends["kept, val"]) == counts.kept == 9
     for reason, count in counts.rejected.items():
-        assert f"{reason}: {count} rows" in page.sections["reasons"]
+        assert f"{reason}: {count} row{'s' * (count > 1)}\n" in page.sections["reasons"]
 
 
 def test_every_rejection_is_an_example_while_they_are_few(page: Page, built: Path) -> None:
@@ -194,7 +194,7 @@ def test_without_deduplication(messy: Path, tmp_path: Path) -> None:
     page = Page((build(messy, tmp_path / "out", dedup="none") / "report.html").read_text())
     assert "--dedup none" in page.sections["duplicates"]
     # nearly equal images are not looked for then, equal ones are
-    assert "1 times the same image" in page.sections["conflicts"]
+    assert "1 time the same image" in page.sections["conflicts"]
 
 
 def test_the_page_of_a_large_set_is_small(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import xxhash
 
 from vlmdata.dedup import ImageLinks, Signatures
 from vlmdata.dedup.signatures import normalize_text
-from vlmdata.report.html import Html, cut, tag
+from vlmdata.report.html import Html, count_of, cut, tag
 from vlmdata.report.staged_rows import StagedRows, show_row
 from vlmdata.shards import open_shard
 from vlmdata.stage import StagedFiles, StagedSet
@@ -123,8 +123,8 @@ def render_conflicts(conflicts: list[Conflict], rows: StagedRows) -> Iterator[Ht
     total = sum(conflict.rows for conflict in conflicts)
     yield tag(
         "p",
-        f"{len(conflicts):,} times the same image (or nearly the same) and the same prompt have different answers, in "
-        f"{total:,} rows. All of them are kept: which answer is right is for you to say.",
+        f"{count_of(len(conflicts), 'time')} the same image (or nearly the same) and the same prompt have different "
+        f"answers, in {total:,} rows. All of them are kept: which answer is right is for you to say.",
     )
     for conflict in conflicts[:_SHOWN_CONFLICTS]:
         first = rows.read(conflict.places[0])

@@ -12,7 +12,7 @@ from vlmdata.config import DedupConfig
 from vlmdata.dedup import Duplicates
 from vlmdata.figures import count_bins
 from vlmdata.report.charts import draw_histogram
-from vlmdata.report.html import Html, tag
+from vlmdata.report.html import Html, count_of, tag
 from vlmdata.report.staged_rows import StagedRows, show_row
 
 __all__ = ["render_duplicates"]
@@ -34,6 +34,9 @@ def render_duplicates(duplicates: Duplicates, config: DedupConfig, rows: StagedR
     if config.dedup == "none":
         yield tag("p", "Duplicates were not looked for (--dedup none).")
         return
+    if not len(duplicates):
+        yield tag("p", "No row is a duplicate of another.")
+        return
     what = "the same image" if config.dedup_scope == "image" else "the same image and the same text"
     near = int(duplicates.is_near.sum())
     groups = len(np.unique(duplicates.kept))
@@ -41,7 +44,7 @@ def render_duplicates(duplicates: Duplicates, config: DedupConfig, rows: StagedR
         "p",
         f"Rows with {what} as another row: {len(duplicates) - near:,} with equal pixels"
         + (f", {near:,} nearly the same" if config.dedup == "near" else "")
-        + f"; dropped for {groups:,} kept rows.",
+        + f"; dropped for {count_of(groups, 'kept row')}.",
     )
     if near:
         distances = Counter(duplicates.distance[duplicates.is_near].tolist())

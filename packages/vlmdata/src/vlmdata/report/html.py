@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import TypeAlias
 
-__all__ = ["Child", "Html", "cut", "escape_text", "join", "tag"]
+__all__ = ["Child", "Html", "count_of", "cut", "escape_text", "join", "tag"]
 
 _VOID = frozenset(("img", "meta", "br"))
 # Control characters are shown as their symbols: a browser would drop them or call the page broken. So are those that
@@ -42,6 +42,11 @@ def tag(name: str, /, *children: Child, **attributes: str | int | float | None) 
         if value is not None
     )
     return Html(f"<{name}{written}>" + ("" if name in _VOID else f"{join(*children)}</{name}>"))
+
+
+def count_of(number: int, singular: str, plural: str | None = None) -> str:
+    """Return a number with what is counted, as in `1 row` and `2,000 rows`."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 def cut(text: str, most_chars: int) -> str:

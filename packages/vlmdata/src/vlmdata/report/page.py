@@ -46,7 +46,10 @@ figure img { max-width: 100%; max-height: 18rem; border-radius: 6px; display: bl
 .strip figure img { max-height: 11rem } .strip .chosen { border-right: 2px solid var(--kept); padding-right: 1rem;
   width: 12.1rem } .strip b { display: block } .share { display: inline-block; height: .6em; background: var(--bar);
   margin-left: .5rem; print-color-adjust: exact; -webkit-print-color-adjust: exact }
-@media print { body { max-width: none; padding: 0 } nav { display: none } h2, h3 { break-after: avoid } }
+@media (max-width: 40rem) { td:last-child { min-width: 12rem } }
+@media print { body { max-width: none; padding: 0; font-size: 12px } nav { display: none }
+  h2, h3, .charts figure, tr { break-inside: avoid } h2, h3 { break-after: avoid } .rows { columns: 2 }
+  figure img { max-height: 11rem } }
 """
 
 

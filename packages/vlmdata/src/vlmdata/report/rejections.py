@@ -12,7 +12,7 @@ from vlmdata.formats import Reading, convert_row
 from vlmdata.images import ImageProblem, prepare_image
 from vlmdata.manifest import Counts
 from vlmdata.report.charts import FlowEnd, draw_flow
-from vlmdata.report.html import Child, Html, cut, join, tag
+from vlmdata.report.html import Child, Html, count_of, cut, join, tag
 from vlmdata.report.page import table
 from vlmdata.report.pictures import data_uri
 from vlmdata.sample import Problem, Sample
@@ -26,8 +26,9 @@ _DETAIL_CHARS = 300
 _FLOW_REASONS = 12
 _THUMBNAIL_PX = 120
 # Files that were refused for what they are although they open, and are worth a look. Whatever ended a worker, or is too
-# large to decode, is not opened again.
+# large to decode, is not opened again; nor are rare formats, whose decoders are less to be trusted with broken files.
 _OPENABLE = frozenset(("image_aspect", "image_too_small", "image_truncated", "multi_page"))
+_OPENABLE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
 Place = tuple[str, int]
 
@@ -82,9 +83,9 @@ def render_reasons(samples: Mapping[tuple[str, str], ReasonSample], pictures: Ma
         pictures: from `find_pictures`.
     """
     for (level, reason), sample in samples.items():
-        what = "rows" if level == "row" else "images lost from kept rows"
+        names = ("row", "rows") if level == "row" else ("image lost from a kept row", "images lost from kept rows")
         shown = f", {len(sample.lines)} of them:" if sample.count > len(sample.lines) else ""
-        yield tag("h3", f"{reason}: {sample.count:,} {what}{shown}")
+        yield tag("h3", f"{reason}: {count_of(sample.count, *names)}{shown}")
         columns: dict[str, list[Child]] = {
             "source": [line["source"] for line in sample.lines],
             "row": [tag("span", str(line["row"])) for line in sample.lines],
@@ -152,7 +153,9 @@ def _open_refused(sample: Sample, loader: ImageLoader, config: ImageConfig) -> H
         if reference.data is None and reference.location and is_url(reference.location):
             continue
         loaded = loader.load(reference)
-        if isinstance(loaded, Problem) or not isinstance(prepare_image(loaded.data, config), ImageProblem):
+        if isinstance(loaded, Problem) or not loaded.data.startswith(_OPENABLE_STARTS):
+            continue
+        if not isinstance(prepare_image(loaded.data, config), ImageProblem):
             continue
         shown = prepare_image(loaded.data, lenient)
         if not isinstance(shown, ImageProblem):
