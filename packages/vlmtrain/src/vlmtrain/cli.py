@@ -27,13 +27,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     yield_cores()
     try:
         cli.main(args=arguments, prog_name="vlmtrain", standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except click.ClickException as error:
-        error.show()
+        click.echo(f"error: {error.format_message()}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("error: interrupted", err=True)
         sys.exit(130)
+    except BrokenPipeError:
+        # whoever read the output has gone; keep the interpreter from complaining when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ToolkitError as error:
         problems = error.problems if isinstance(error, ConfigError) else (str(error),)
         for problem in problems:
