@@ -49,7 +49,7 @@ def link_images(signatures: Signatures, near_distance: int | None) -> ImageLinks
     distinct = np.flatnonzero((picture == np.arange(len(picture))) & ~signatures.is_flat)
     found = neighbours_within(signatures.phash[distinct], near_distance)
     pairs = distinct[found.pairs]
-    same = verify_pairs(signatures.thumbnail, pairs)
+    same = verify_pairs(signatures.thumbnail, pairs, found.distance)
     return ImageLinks(picture, pairs[same], found.distance[same])
 
 

@@ -1,8 +1,9 @@
-"""What identifies a picture: a hash of its pixels, a perceptual hash, and a small grey copy.
+"""What identifies a picture: a hash of its pixels, a perceptual hash, and a small copy.
 
-The perceptual hash is the 256-bit pHash of the `imagehash` library (Buchner; after Zauner, "Implementation and
-benchmarking of perceptual image hash functions", 2010): the signs, against their median, of the 16x16 lowest
-frequencies of a 64x64 grey copy.
+The perceptual hash is made as pHash and PDQ are (Zauner, "Implementation and benchmarking of perceptual image hash
+functions", 2010), from the signs of cosine-transform coefficients of a 64x64 grey copy, but of frequencies 8 to 23 on
+both axes instead of the lowest ones. Pages, tables and charts of one layout agree in the lowest frequencies whatever
+they say, and a small mark on white paper shifts many of those at once; benchmarks/near_duplicates.py has the figures.
 """
 
 from __future__ import annotations
@@ -15,19 +16,25 @@ import numpy.typing as npt
 import xxhash
 from PIL import Image
 
-__all__ = ["HASH_SIDE", "PHASH_BYTES", "THUMBNAIL_SIDE", "Fingerprint", "fingerprint", "hash_pixels", "perceptual_hash"]
+__all__ = ["PHASH_BYTES", "THUMBNAIL_BYTES", "Fingerprint", "fingerprint", "hash_pixels", "perceptual_hash"]
 
 PHASH_BYTES = 32
-THUMBNAIL_SIDE = 32
-HASH_SIDE = 64
-_FREQUENCIES = 16
-# Grey copies whose values stay this close together have nothing for a perceptual hash to hold on to.
-_FLAT_STANDARD_DEVIATION = 4.0
+GREY_SIDE = 64
+COLOR_SIDE = 8
+THUMBNAIL_BYTES = GREY_SIDE * GREY_SIDE + 2 * COLOR_SIDE * COLOR_SIDE
+
+_FIRST_FREQUENCY, _FREQUENCIES = 8, 16
+# Whole squares are averaged down to twice the wanted size; a softer filter than LANCZOS does the rest, whose overshoot
+# would be cut off at white, and so differ between a page and its darker copy.
+_LEAST_REDUCED_SIDE = 2 * GREY_SIDE
+_FILTER = Image.Resampling.BICUBIC
+# Below this root mean square a coefficient is no more than what a noise of one grey level gives.
+_FLAT_COEFFICIENT = 128.0
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """See `PreparedImage` for the fields."""
+    """See `PreparedImage` for the fields; the thumbnail is 64x64 luma, then 8x8 Cb and 8x8 Cr, row by row."""
 
     phash: bytes
     thumbnail: bytes
@@ -44,24 +51,29 @@ def hash_pixels(image: Image.Image) -> str:
 
 def fingerprint(image: Image.Image) -> Fingerprint:
     """The signals for near-duplicates of an RGB or L image."""
-    grey = image if image.mode == "L" else image.convert("L")
-    # Shrinking by whole steps first costs little accuracy (reducing_gap) and saves most of the time.
-    small = grey.resize((HASH_SIDE, HASH_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    levels = np.asarray(small)
-    thumbnail = small.reduce(HASH_SIDE // THUMBNAIL_SIDE).tobytes()
-    return Fingerprint(perceptual_hash(levels), thumbnail, bool(levels.std() < _FLAT_STANDARD_DEVIATION))
+    factor = max(1, min(image.size) // _LEAST_REDUCED_SIDE)
+    reduced = image.reduce(factor) if factor > 1 else image
+    # The last square of a row may reach beyond the picture; the box leaves that part out.
+    box = (0, 0, image.width / factor, image.height / factor)
+    bands = reduced.split() if image.mode == "L" else reduced.convert("YCbCr").split()
+    grey = bands[0].resize((GREY_SIDE, GREY_SIDE), _FILTER, box=box)
+    color = [band.resize((COLOR_SIDE, COLOR_SIDE), Image.Resampling.BOX, box=box).tobytes() for band in bands[1:]]
+    neutral = bytes([128]) * (2 * COLOR_SIDE * COLOR_SIDE)
+    phash, is_flat = perceptual_hash(np.asarray(grey))
+    return Fingerprint(phash, grey.tobytes() + (b"".join(color) or neutral), is_flat)
 
 
-def perceptual_hash(levels: npt.NDArray[np.uint8]) -> bytes:
-    """The 256-bit pHash of a (64, 64) grey copy, bits in the order of `imagehash.phash(hash_size=16)`."""
+def perceptual_hash(levels: npt.NDArray[np.uint8]) -> tuple[bytes, bool]:
+    """The 256-bit hash of a (64, 64) grey copy, and whether the copy is too flat for the hash to mean much."""
     basis = _cosines()
-    low = basis @ levels.astype(np.float64) @ basis.T
-    return np.packbits(low > np.median(low)).tobytes()
+    coefficients = basis @ levels.astype(np.float64) @ basis.T
+    is_flat = bool(np.sqrt(np.mean(coefficients**2)) < _FLAT_COEFFICIENT)
+    return np.packbits(coefficients > 0).tobytes(), is_flat
 
 
 @functools.cache
 def _cosines() -> npt.NDArray[np.float64]:
-    """The (16, 64) lowest rows of the unnormalised type-II discrete cosine transform, as scipy scales it."""
-    frequency = np.arange(_FREQUENCIES)[:, None]
-    position = np.arange(HASH_SIDE)[None]
-    return 2.0 * np.cos(np.pi * frequency * (2 * position + 1) / (2 * HASH_SIDE))
+    """(16, 64) rows 8 to 23 of the unnormalised type-II discrete cosine transform, as scipy scales it."""
+    frequency = np.arange(_FIRST_FREQUENCY, _FIRST_FREQUENCY + _FREQUENCIES)[:, None]
+    position = np.arange(GREY_SIDE)[None]
+    return 2.0 * np.cos(np.pi * frequency * (2 * position + 1) / (2 * GREY_SIDE))
