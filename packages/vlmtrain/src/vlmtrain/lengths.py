@@ -83,7 +83,7 @@ class ImageTokenCounter:
 def _written_around_images(processor: Any) -> tuple[str, str] | None:
     """The placeholder of Gemma 3 and what it becomes: line breaks, which melt with those of the text beside it."""
     sequence = getattr(processor, "full_image_sequence", None)
-    return (processor.boi_token, sequence.replace(processor.image_token, "")) if sequence else None
+    return (processor.boi_token, sequence.replace(processor.tokenizer.image_token, "")) if sequence else None
 
 
 def measure_lengths(
