@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 
 import pytest
 
@@ -385,3 +386,10 @@ def test_image_columns_that_come_late_are_read() -> None:
     assert locations({**asked, "image": "a.png"}, like=asked) == ["a.png"]
     assert locations(asked) == []
     assert reason(asked, like={**asked, "image": "a.png"}) == "image_missing"
+
+
+@pytest.mark.parametrize("text", ["<img>", "Picture 1", "<img>a", "</img><img>"])
+def test_long_texts_of_tags_take_no_long_time(text: str) -> None:
+    started = time.monotonic()
+    convert({"query": text * 200_000, "response": "b", "history": []})
+    assert time.monotonic() - started < 5

@@ -16,8 +16,9 @@ __all__ = ["NAME", "convert", "detect", "plan"]
 
 NAME = "swift"
 
-# Qwen-VL's own tag, and the number that its tools write before it.
-_INLINE = re.compile(r"(?:Picture \d+: ?)?<img>(.*?)</img>\n?", re.DOTALL)
+# Qwen-VL's own tag, and the number that its tools write before it. No path has a `<`, and without one in the pattern
+# the search takes no longer than the text is long, whatever it holds.
+_INLINE = re.compile(r"(?:Picture \d{1,9}: ?)?<img>([^<]*+)</img>\n?")
 _MARKS = ("history", "images", "system")
 
 
