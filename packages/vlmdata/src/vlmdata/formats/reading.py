@@ -65,7 +65,7 @@ class Reading:
             "id": self.id,
         }
         named = ", ".join(f"{name} {text!r}" for name, text in chosen.items() if text)
-        images = "" if self.image or self.messages else "; no image column, so rows are text only"
+        images = "" if self.image or self.messages else "; no image column in the first rows"
         boxes = f"; boxes as {self.texts.box_format}" if self.texts.box_format else "; boxes left out: no --box-format"
         unused = "; without --image, --instruction and --response" if self.unused_options else ""
         return f"{self.format} ({named}{images}{boxes if self.has_objects else ''}{unused})"
