@@ -75,36 +75,34 @@ def unexplained_contrast(first: Bytes, second: Bytes) -> Floats:
 
 
 def _unexplained(source: Floats, target: Floats) -> Floats:
-    predictors = _predictors(source)
+    terms = _prediction_terms(source)
     inner = target[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
-    wanted = inner.reshape(len(inner), -1, 1)
-    transposed = predictors.transpose(0, 2, 1)
-    # A trace of ridge keeps pictures solvable whose predictors depend on each other.
-    normal = (transposed @ predictors).astype(np.float64) + 1e-2 * np.eye(predictors.shape[2])
-    weights = np.linalg.solve(normal, (transposed @ wanted).astype(np.float64)).astype(np.float32)
-    residual = (wanted - predictors @ weights).reshape(inner.shape)
+    wanted = inner.reshape(len(inner), 1, -1)
+    # A trace of ridge keeps pictures solvable whose terms depend on each other.
+    normal = (terms @ terms.transpose(0, 2, 1)).astype(np.float64) + 1e-2 * np.eye(terms.shape[1])
+    aim = (terms @ wanted.transpose(0, 2, 1)).astype(np.float64)
+    weights = np.linalg.solve(normal, aim).astype(np.float32)
+    residual = (wanted - weights.transpose(0, 2, 1) @ terms).reshape(inner.shape)
     left_over = _window_contrast(residual).max(axis=1)
     contrast = np.partition(_window_contrast(inner), _CONTRAST_RANK, axis=1)[:, _CONTRAST_RANK]
     return np.asarray(left_over / np.maximum(contrast, _LEAST_CONTRAST))
 
 
-def _predictors(levels: Floats) -> Floats:
-    """(K, cells, 7) terms of the prediction, for the cells within the margin."""
-    one_out = np.s_[:, _MARGIN - 1 : _GREY_SIDE - _MARGIN + 1, _MARGIN - 1 : _GREY_SIDE - _MARGIN + 1]
-    around = levels[one_out] / 128 - 1
+def _prediction_terms(levels: Floats) -> Floats:
+    """(K, 7, cells) terms of the prediction, for the cells within the margin."""
+    around = levels[:, _MARGIN - 1 : 1 - _MARGIN, _MARGIN - 1 : 1 - _MARGIN] / 128 - 1
     centre = around[:, 1:-1, 1:-1]
     left, right, above, below = around[:, 1:-1, :-2], around[:, 1:-1, 2:], around[:, :-2, 1:-1], around[:, 2:, 1:-1]
     corners = around[:, :-2, :-2] + around[:, :-2, 2:] + around[:, 2:, :-2] + around[:, 2:, 2:]
-    terms = [
-        np.ones_like(centre),
-        centre,
-        centre**2,
-        4 * ((left + right + above + below) / 4 - centre),
-        4 * (corners / 4 - centre),
-        2 * (right - left),
-        2 * (below - above),
-    ]
-    return np.stack([term.reshape(len(levels), -1) for term in terms], axis=2)
+    terms = np.empty((len(levels), 7, *centre.shape[1:]), np.float32)
+    terms[:, 0] = 1
+    terms[:, 1] = centre
+    terms[:, 2] = centre**2
+    terms[:, 3] = left + right + above + below - 4 * centre
+    terms[:, 4] = corners - 4 * centre
+    terms[:, 5] = 2 * (right - left)
+    terms[:, 6] = 2 * (below - above)
+    return terms.reshape(len(levels), 7, -1)
 
 
 def _window_contrast(cells: Floats) -> Floats:
@@ -114,8 +112,10 @@ def _window_contrast(cells: Floats) -> Floats:
     """
     cells = cells - cells.mean(axis=2, keepdims=True)
     cells -= cells.mean(axis=1, keepdims=True)
-    squares = np.lib.stride_tricks.sliding_window_view(cells**2, (_WINDOW, _WINDOW), axis=(1, 2))
-    return np.asarray(np.sqrt(squares.mean(axis=(3, 4)).reshape(len(cells), -1)))
+    cells *= cells
+    columns = cells[:, :-2] + cells[:, 1:-1] + cells[:, 2:]
+    windows = columns[:, :, :-2] + columns[:, :, 1:-1] + columns[:, :, 2:]
+    return np.asarray(np.sqrt(windows.reshape(len(cells), -1) / _WINDOW**2))
 
 
 def color_differences(first: Bytes, second: Bytes) -> Floats:

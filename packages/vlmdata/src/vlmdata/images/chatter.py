@@ -16,6 +16,8 @@ from PIL import Image, ImageFile
 __all__ = ["decoder_session", "one_line"]
 
 MAX_CHATTER_BYTES = 4096
+# About Pillow's code, not about the file.
+_OWN_WARNINGS = (ResourceWarning, DeprecationWarning)
 
 
 @functools.cache
@@ -52,16 +54,16 @@ def decoder_session(said: list[str], *, max_pixels: int, salvage_truncated: bool
         os.dup2(stderr_copy, 2)
         os.close(stderr_copy)
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = limits
-        said.extend(str(warning.message) for warning in caught if warning.category is not ResourceWarning)
+        said.extend(str(warning.message) for warning in caught if not issubclass(warning.category, _OWN_WARNINGS))
         if printed := sink.tell():
             sink.seek(0)
-            said.append(sink.read(min(printed, MAX_CHATTER_BYTES)).decode(errors="replace"))
+            said.extend(sink.read(min(printed, MAX_CHATTER_BYTES)).decode(errors="replace").splitlines())
             sink.seek(0)
             sink.truncate()
 
 
 def one_line(*texts: str, limit: int = 400) -> str:
-    """The texts joined and cut to one line without control characters."""
-    joined = "; ".join(text for text in (" ".join(t.split()) for t in texts) if text)
+    """The texts joined, each once, and cut to one line without control characters."""
+    joined = "; ".join(text for text in dict.fromkeys(" ".join(t.split()) for t in texts) if text)
     printable = "".join(c if c.isprintable() else "?" for c in joined)
     return printable if len(printable) <= limit else printable[: limit - 1] + "…"

@@ -67,6 +67,8 @@ def decode(data: bytes, config: ImageConfig) -> Decoded:
         orientation, note = read_orientation(image)
     else:
         image.load()
+        if 0 in image.size:
+            raise ImageError("image_unreadable", f"{image.width}x{image.height} px")
         check_size(*image.size, config)
         if file_format != "TIFF":  # which Pillow has turned upright by now
             orientation, note = read_orientation(image)

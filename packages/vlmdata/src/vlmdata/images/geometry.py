@@ -35,6 +35,8 @@ def check_size(width: int, height: int, config: ImageConfig) -> None:
     if width * height > config.max_pixels:
         raise ImageError("image_bomb", f"{width}x{height} px, more than max_pixels {config.max_pixels}")
     short, long = sorted((width, height))
+    if short == 0:
+        return  # a header without a size: loading tells what is wrong with the file
     if short < config.smallest_side:
         raise ImageError(
             "image_too_small", f"{width}x{height} px, a side is below smallest_side {config.smallest_side}"

@@ -54,7 +54,7 @@ def _attempt(data: bytes, config: ImageConfig, *, salvage: bool) -> PreparedImag
     # Hostile files make decoders raise nearly anything (OSError, ValueError, TypeError, struct.error, SyntaxError,
     # RecursionError, MemoryError, ...); here, and only here, each of them becomes the reason why there is no picture.
     except Exception as error:
-        reason, detail = explain(error, data)
+        reason, detail = explain(error, data, said, config.max_pixels)
         return ImageProblem(reason, one_line(detail, *said))
     prepared.note = one_line(prepared.note, *said)
     return prepared
