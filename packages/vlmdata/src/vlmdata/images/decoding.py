@@ -22,7 +22,7 @@ _STORABLE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 # Pillow hands EPS to Ghostscript, an interpreter: what it makes of a file depends on the machine, and may do harm.
 _REFUSED_FORMATS = {"EPS": "PostScript is a program, not a picture; render it beforehand"}
 # Resampling starts from at least this many times the wanted size, after cheap reductions by whole steps.
-_REDUCING_GAP = 2.0
+_REDUCING_GAP = 1.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ _LEAST_REDUCED_SIDE = 2 * GREY_SIDE
 _FILTER = Image.Resampling.BICUBIC
 # Below this root mean square a coefficient is no more than what a noise of one grey level gives.
 _FLAT_COEFFICIENT = 128.0
+_NEUTRAL_COLOR = bytes([128]) * (2 * COLOR_SIDE * COLOR_SIDE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,13 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     reduced = image.reduce(factor) if factor > 1 else image
     # The last square of a row may reach beyond the picture; the box leaves that part out.
     box = (0, 0, image.width / factor, image.height / factor)
-    bands = reduced.split() if image.mode == "L" else reduced.convert("YCbCr").split()
-    grey = bands[0].resize((GREY_SIDE, GREY_SIDE), _FILTER, box=box)
-    color = [band.resize((COLOR_SIDE, COLOR_SIDE), Image.Resampling.BOX, box=box).tobytes() for band in bands[1:]]
-    neutral = bytes([128]) * (2 * COLOR_SIDE * COLOR_SIDE)
+    grey = (reduced if image.mode == "L" else reduced.convert("L")).resize((GREY_SIDE, GREY_SIDE), _FILTER, box=box)
+    color = _NEUTRAL_COLOR
+    if image.mode == "RGB":
+        cells = reduced.resize((COLOR_SIDE, COLOR_SIDE), Image.Resampling.BOX, box=box).convert("YCbCr")
+        color = cells.getchannel("Cb").tobytes() + cells.getchannel("Cr").tobytes()
     phash, is_flat = perceptual_hash(np.asarray(grey))
-    return Fingerprint(phash, grey.tobytes() + (b"".join(color) or neutral), is_flat)
+    return Fingerprint(phash, grey.tobytes() + color, is_flat)
 
 
 def perceptual_hash(levels: npt.NDArray[np.uint8]) -> tuple[bytes, bool]:
