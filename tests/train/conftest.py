@@ -1,19 +1,25 @@
-"""A small built folder and a tiny model, made once a session: pictures of one colour, and the question which."""
+"""Small built folders, tiny models and short runs, made once a session: pictures of one colour, and which it is."""
 
 from __future__ import annotations
 
 import io
 import json
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from vlmdata.manifest import Counts, Manifest, write_manifest
 from vlmdata.schema import Row
 from vlmdata.shard_writer import SplitWriter, write_set_files
+
+# Two threads on two busy cores mostly wait for each other, and spin while they do.
+torch.set_num_threads(1)
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (245, 245, 245)}
 
@@ -24,18 +30,20 @@ def encode_picture(colour: tuple[int, int, int], width: int, height: int) -> byt
     return buffer.getvalue()
 
 
-def make_row(index: int, *, turns: int = 1, images: int = 1) -> Row:
-    """One conversation about pictures of one colour; sizes and colours follow from the index."""
-    rng = random.Random(index)
-    name = rng.choice(sorted(COLOURS))
-    sizes = [rng.choice([(56, 56), (84, 56), (56, 84)]) for _ in range(images)]
-    messages: list[Any] = []
-    for turn in range(turns):
-        content = [{"type": "text", "text": "Which colour is this?" if turn == 0 else "And in one word?"}]
-        if turn == 0:
-            content = [{"type": "image", "text": None}] * images + content
-        messages.append({"role": "user", "content": content})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": name}]})
+def text(words: str) -> dict[str, Any]:
+    return {"type": "text", "text": words}
+
+
+def turn(role: str, *parts: str | None) -> Any:
+    """A message; None stands for a picture."""
+    content = [{"type": "image", "text": None} if part is None else text(part) for part in parts]
+    return {"role": role, "content": content}
+
+
+def make_conversation(
+    index: int, messages: Sequence[Any], sizes: Sequence[tuple[int, int]] = (), colour: str = "red"
+) -> Row:
+    """A row of a built folder with pictures of one colour."""
     info: Any = [
         {
             "original_width": width,
@@ -44,6 +52,10 @@ def make_row(index: int, *, turns: int = 1, images: int = 1) -> Row:
             "height": height,
             "format": "PNG",
             "action": "stored",
+            "window": None,
+            "frame": None,
+            "salvaged": False,
+            "note": None,
             "pixel_hash": f"{index:032x}",
             "phash": f"{index:064x}",
         }
@@ -51,14 +63,24 @@ def make_row(index: int, *, turns: int = 1, images: int = 1) -> Row:
     ]
     return {
         "id": f"row-{index}",
-        "messages": messages,
-        "images": [{"bytes": encode_picture(COLOURS[name], *size), "path": None} for size in sizes],
-        "references": [name],
+        "messages": list(messages),
+        "images": [{"bytes": encode_picture(COLOURS[colour], *size), "path": None} for size in sizes],
+        "references": ["".join(part["text"] for part in messages[-1]["content"])],
         "objects": None,
         "image_info": info,
         "meta": json.dumps({}),
         "source": f"made:{index}",
     }
+
+
+def make_row(index: int, *, turns: int = 1, images: int = 1) -> Row:
+    """One conversation about pictures of one colour; sizes and colours follow from the index."""
+    rng = random.Random(index)
+    name = rng.choice(sorted(COLOURS))
+    sizes = [rng.choice([(56, 56), (84, 56), (56, 84)]) for _ in range(images)]
+    messages = [turn("user", *[None] * images, "Which colour is this?"), turn("assistant", name)]
+    messages += [turn("user", "And in one word?"), turn("assistant", name)] * (turns - 1)
+    return make_conversation(index, messages, sizes, name)
 
 
 def write_folder(folder: Path, splits: dict[str, list[Row]]) -> Path:
@@ -78,12 +100,99 @@ def write_folder(folder: Path, splits: dict[str, list[Row]]) -> Path:
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A built folder of 24 training and 6 val rows, some of several turns or pictures."""
     train = [make_row(i, turns=1 + (i % 5 == 0), images=1 + (i % 7 == 0)) for i in range(24)]
-    return write_folder(tmp_path_factory.mktemp("colours"), {"train": train, "val": [make_row(100 + i) for i in range(6)]})
+    val = [make_row(100 + i) for i in range(6)]
+    return write_folder(tmp_path_factory.mktemp("colours"), {"train": train, "val": val})
 
 
 @pytest.fixture(scope="session")
-def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Qwen2.5-VL."""
+def made() -> SimpleNamespace:
+    """The functions above, for tests that make rows of their own."""
+    return SimpleNamespace(
+        turn=turn, conversation=make_conversation, row=make_row, folder=write_folder, picture=encode_picture
+    )
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a built folder with these rows."""
+
+    def write(train: list[Row], **others: list[Row]) -> Path:
+        return write_folder(tmp_path / "built", {"train": train, **others})
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The smallest model of a family, made when it is first asked for."""
     from vlmtrain.tiny import make_tiny
 
-    return make_tiny("qwen2.5-vl", tmp_path_factory.mktemp("tiny") / "qwen2.5-vl", hidden_size=64, layers=2)
+    root = tmp_path_factory.mktemp("tiny")
+
+    def make(family: str) -> Path:
+        if not (root / family).exists():
+            make_tiny(family, root / family, hidden_size=64, layers=2, vision_hidden_size=64, vision_layers=2)
+        return root / family
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tiny: Callable[[str], Path]) -> Path:
+    """A tiny Qwen2.5-VL."""
+    return tiny("qwen2.5-vl")
+
+
+@pytest.fixture(scope="session")
+def chat_of(tiny: Callable[[str], Path]) -> Callable[[str], Any]:
+    """The chat format of a family's tiny model; its processor pads on the right."""
+    from vlmtrain.processors import load_chat_format, load_processor
+    from vlmtrain.source import find_model
+
+    known: dict[str, Any] = {}
+
+    def load(family: str) -> Any:
+        if family not in known:
+            source = find_model(str(tiny(family)))
+            known[family] = load_chat_format(source, load_processor(source))
+        known[family].processor.tokenizer.padding_side = "right"
+        return known[family]
+
+    return load
+
+
+@pytest.fixture
+def settings(colours: Path, tiny_qwen: Path, tmp_path: Path) -> Callable[..., Any]:
+    """The settings of a short run of the tiny Qwen on the colours; what is given wins."""
+    from vlmtrain.config import FitConfig
+
+    def make(**given: Any) -> FitConfig:
+        usual = {**SHORT_RUN, "data": colours, "model": str(tiny_qwen), "out": tmp_path / "run"}
+        return FitConfig.from_values(usual | given)
+
+    return make
+
+
+SHORT_RUN = {"max_steps": 6, "batch_size": 2, "grad_accum": 2, "lr": 1e-2, "warmup": 0.0, "backend": "transformers"}
+
+
+@pytest.fixture(scope="session")
+def lora_run(colours: Path, tiny_qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished LoRA run of six steps."""
+    from vlmtrain.config import FitConfig
+    from vlmtrain.training import fit
+
+    out = tmp_path_factory.mktemp("runs") / "lora"
+    return fit(FitConfig.from_values({**SHORT_RUN, "data": colours, "model": str(tiny_qwen), "out": out})).path
+
+
+@pytest.fixture(scope="session")
+def full_run(colours: Path, tiny_qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of all weights, long enough to tell the colours apart."""
+    from vlmtrain.config import FitConfig
+    from vlmtrain.training import fit
+
+    out = tmp_path_factory.mktemp("runs") / "full"
+    values = {**SHORT_RUN, "method": "full", "max_steps": 40, "batch_size": 8, "grad_accum": 1, "eval_steps": 40}
+    values |= {"lr": 3e-3, "vision_lr": 3e-3, "data": colours, "model": str(tiny_qwen), "out": out}
+    return fit(FitConfig.from_values(values)).path
