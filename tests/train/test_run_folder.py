@@ -1,0 +1,128 @@
+"""When a run's folder may be written to, gone on with, or cleared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vlmdata.errors import ConfigError, DataError, ResourceError
+from vlmdata.options import read_yaml
+from vlmtrain.config import SECTIONS, FitConfig
+from vlmtrain.run_folder import RunFolder, check_run_folder, open_run_folder
+from vlmtrain.training import fit
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_new_folder_holds_every_setting(settings) -> None:
+    config = settings(r=8, epochs=2.5)
+    run = open_run_folder(config, resume=False, overwrite=False)
+    assert FitConfig.from_values(read_yaml(run.config, SECTIONS)) == config
+    assert yaml.safe_load(run.config.read_text())["r"] == 8
+    assert run.path.is_absolute()
+    assert run.weights.name == "adapter"
+    assert open_run_folder(settings(method="full"), resume=False, overwrite=True).weights.name == "model"
+
+
+@pytest.mark.parametrize(("finished", "state"), [(False, "was begun and did not finish"), (True, "is finished")])
+def test_a_folder_with_a_run_is_left_alone(settings, finished, state) -> None:
+    run = open_run_folder(settings(), resume=False, overwrite=False)
+    if finished:
+        run.finish({"weights": "adapter"})
+    before = files_in(run.path)
+    with pytest.raises(ConfigError, match=f"a run is here and {state}; --resume goes on with it, --overwrite"):
+        open_run_folder(settings(), resume=False, overwrite=False)
+    assert files_in(run.path) == before
+
+
+def test_overwrite_removes_what_a_run_writes_and_nothing_else(settings) -> None:
+    run = open_run_folder(settings(), resume=False, overwrite=False)
+    for name in ("checkpoints/checkpoint-1/model.bin", "adapter/weights", "model/weights", "notes.txt", "mine/data"):
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).touch()
+    run.metrics.touch()
+    run.finish({})
+    run = open_run_folder(settings(), resume=False, overwrite=True)
+    assert files_in(run.path) == {"config.yaml", "notes.txt", "mine/data"}
+    assert run.checkpoints.is_dir()
+
+
+def test_overwrite_of_a_folder_without_a_run_removes_nothing(settings) -> None:
+    out = settings().run.out
+    (out / "model").mkdir(parents=True)
+    (out / "model" / "weights").touch()
+    open_run_folder(settings(), resume=False, overwrite=True)
+    assert files_in(out) == {"config.yaml", "model/weights"}
+
+
+def test_resume_needs_a_run_and_its_settings(settings) -> None:
+    with pytest.raises(DataError, match="no run to resume here"):
+        open_run_folder(settings(), resume=True, overwrite=False)
+    open_run_folder(settings(), resume=False, overwrite=False)
+    with pytest.raises(ConfigError) as caught:
+        open_run_folder(settings(lr=1e-3, seed=5), resume=True, overwrite=False)
+    words = str(caught.value)
+    assert "a resumed run keeps its settings; changed: lr was 0.01, now 0.001, seed was 3407, now 5" in words
+    open_run_folder(settings(workers=2, keep_checkpoints=5, log_steps=3), resume=True, overwrite=False)
+
+
+def test_resume_and_overwrite_exclude_each_other(settings) -> None:
+    open_run_folder(settings(), resume=False, overwrite=False)
+    with pytest.raises(ConfigError, match="pass one of them"):
+        check_run_folder(settings(), resume=True, overwrite=True)
+
+
+def test_a_resumed_run_is_no_longer_finished(settings) -> None:
+    run = open_run_folder(settings(), resume=False, overwrite=False)
+    run.finish({})
+    assert not open_run_folder(settings(), resume=True, overwrite=False).report.exists()
+
+
+def test_a_folder_that_cannot_be_written(settings, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="cannot be written: Not a directory"):
+        open_run_folder(settings(out=tmp_path / "file" / "run"), resume=False, overwrite=False)
+
+
+def test_the_newest_whole_checkpoint(tmp_path) -> None:
+    run = RunFolder(path=tmp_path, method="lora")
+    assert run.last_checkpoint() is None
+    for step in (2, 10, 9):
+        (run.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
+        (run.checkpoints / f"checkpoint-{step}" / "trainer_state.json").touch()
+    (run.checkpoints / "checkpoint-11").mkdir()
+    last = run.last_checkpoint()
+    assert last is not None
+    assert last.name == "checkpoint-10"
+
+
+def test_a_moved_runs_best_checkpoint_is_found_again(tmp_path) -> None:
+    run = RunFolder(path=tmp_path, method="lora")
+    checkpoint = run.checkpoints / "checkpoint-4"
+    checkpoint.mkdir(parents=True)
+    state = checkpoint / "trainer_state.json"
+    state.write_text(json.dumps({"best_model_checkpoint": "/elsewhere/checkpoints/checkpoint-2", "global_step": 4}))
+    run.adopt_checkpoint(checkpoint)
+    expected = {"best_model_checkpoint": str(run.checkpoints / "checkpoint-2"), "global_step": 4}
+    assert json.loads(state.read_text()) == expected
+    state.write_text(json.dumps({"best_model_checkpoint": None}))
+    run.adopt_checkpoint(checkpoint)
+    assert json.loads(state.read_text()) == {"best_model_checkpoint": None}
+
+
+def test_a_refused_fit_leaves_the_folder_as_it_was(settings, tiny, capsys) -> None:
+    config = settings(model=str(tiny("llava-1.5")))
+    with pytest.raises(DataError, match="no token ends the answer"):
+        fit(config)
+    assert not config.run.out.exists()
+    run = open_run_folder(settings(), resume=False, overwrite=False)
+    run.finish({"weights": "adapter"})
+    before = files_in(run.path)
+    with pytest.raises(DataError, match="no token ends the answer"):
+        fit(config, overwrite=True)
+    assert files_in(run.path) == before
