@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = ["ImageError", "ImageProblem", "PreparedImage"]
@@ -32,7 +32,7 @@ class PreparedImage:
         is_flat: whether the picture has too little content for its perceptual hash to mean much.
     """
 
-    data: bytes
+    data: bytes = field(repr=False)
     format: Literal["JPEG", "PNG", "WEBP"]
     width: int
     height: int
@@ -46,7 +46,7 @@ class PreparedImage:
     note: str
     pixel_hash: str
     phash: bytes
-    thumbnail: bytes
+    thumbnail: bytes = field(repr=False)
     is_flat: bool
 
 
