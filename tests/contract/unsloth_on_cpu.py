@@ -6,6 +6,7 @@ collator, its patched trainer, its adapters and its merge run in CI. Kernels and
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from types import SimpleNamespace
@@ -30,9 +31,8 @@ backends._unsloth_obstacle = lambda: None
 
 def patch_trainer() -> None:
     """Unsloth leaves trl alone in this mode unless asked."""
+    importlib.import_module("vlmtrain.backends.unsloth")  # makes its settings before it imports unsloth
     from unsloth.models.rl import _patch_trl_rl_trainers
-
-    import vlmtrain.backends.unsloth  # noqa: F401  # unsloth first
 
     _patch_trl_rl_trainers("sft_trainer")
 
