@@ -6,6 +6,7 @@ Both backends come through here; they differ in the class they derive from and i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vlmdata.errors import ConfigError
+from vlmdata.errors import ConfigError, DataError
 from vlmtrain.backends import Backend
 from vlmtrain.config import FitConfig
 from vlmtrain.layers import part_of
@@ -92,7 +93,7 @@ def make_trainer(
         raise ConfigError(f"this version of trl does not know the training arguments {', '.join(unknown)}")
     settings = SFTConfig(**arguments)
     optimizer = _make_optimizer(loaded.model, settings, config)
-    trainer = backend.trainer_class()(
+    trainer = _with_loadable_checkpoints(backend.trainer_class())(
         model=loaded.model,
         args=settings,
         data_collator=collate,
@@ -168,6 +169,43 @@ def optimizer_name(config: FitConfig) -> str:
     if config.optimizer.optimizer != "auto":
         return config.optimizer.optimizer
     return "adamw_8bit" if torch.cuda.is_available() else "adamw_torch"
+
+
+def _with_loadable_checkpoints(base: type) -> type:
+    """A trainer whose checkpoints of a whole model are found again when it is resumed or its best one is loaded.
+
+    transformers writes weights under the names that a model has on the hub, and a trainer reads them under those that
+    it has in memory. For vision-language models the two differ since its fifth version: nothing is loaded, in silence.
+    """
+    from transformers import PreTrainedModel
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+    class LoadableTrainer(base):  # type: ignore[misc]  # its class is known when it runs
+        """Writes checkpoints, but not the result, under the names in memory."""
+
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            is_checkpoint = Path(output_dir or self.args.output_dir).name.startswith(PREFIX_CHECKPOINT_DIR)
+            if not is_checkpoint or not isinstance(self.model, PreTrainedModel):
+                super()._save(output_dir, state_dict)
+                return
+            write = self.model.save_pretrained
+            self.model.save_pretrained = functools.partial(write, save_original_format=False)
+            try:
+                super()._save(output_dir, state_dict)
+            finally:
+                self.model.save_pretrained = write
+
+        def _issue_warnings_after_load(self, load_result: Any) -> None:
+            # tied weights are stored once
+            missing = set(load_result.missing_keys) - set(getattr(self.model, "all_tied_weights_keys", None) or ())
+            if missing or load_result.unexpected_keys:
+                raise DataError(
+                    f"the checkpoint is not one of this model: {len(missing)} of its weights are not in it, and "
+                    f"{len(load_result.unexpected_keys)} of those in it are not the model's"
+                )
+            super()._issue_warnings_after_load(load_result)
+
+    return LoadableTrainer
 
 
 def _make_optimizer(model: Any, settings: Any, config: FitConfig) -> Any:
