@@ -21,8 +21,8 @@ import imagehash
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
-from rendered_pages import ALTERED_LAYOUTS, LAYOUTS, draw_text
 
+from rendered_pages import ALTERED_LAYOUTS, LAYOUTS, draw_text
 from vlmdata.config import DedupConfig, ImageConfig
 from vlmdata.dedup.search import neighbours_within
 from vlmdata.dedup.verification import verify_pairs
@@ -242,7 +242,8 @@ def main() -> None:
         bases = [(layout, str(seed)) for layout, seed in itertools.product(layouts, range(options.pages))]
         report(name, sign_bases(bases, options.processes), options.near_distance)
     print(
-        f"\n{time.perf_counter() - started:.0f} s; pdqhash {'measured' if pdqhash else 'not installed: pip install pdqhash'}"
+        f"\n{time.perf_counter() - started:.0f} s; "
+        f"pdqhash {'measured' if pdqhash else 'not installed: pip install pdqhash'}"
     )
 
 
