@@ -1,0 +1,233 @@
+"""Exports are the trained model, or are refused; and they replace nothing but earlier exports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+from vlmdata.errors import ConfigError, DataError
+from vlmtrain import exports
+from vlmtrain.backends import transformers as backend
+from vlmtrain.exports import describe_export, export
+from vlmtrain.inference import Request, load_answering_model
+from vlmtrain.settings import ExportConfig
+from vlmtrain.source import find_model
+from vlmtrain.training import fit
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "export"
+
+
+def export_run(run: Path, out: Path, **options) -> dict:
+    return export(str(run), ExportConfig(out=out, backend="transformers", **options))
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def merged(lora_run, tmp_path_factory):
+    """A merged export and its report."""
+    out = tmp_path_factory.mktemp("merged") / "export"
+    return out, export_run(lora_run, out)
+
+
+def test_merged_weights_are_base_plus_adapter(merged, lora_run, tiny_qwen) -> None:
+    out, report = merged
+    base = AutoModelForImageTextToText.from_pretrained(tiny_qwen)
+    expected = PeftModel.from_pretrained(base, lora_run / "adapter").merge_and_unload().state_dict()
+    actual = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32).state_dict()
+    assert set(actual) == set(expected)
+    for name, tensor in expected.items():
+        # one rounding to bfloat16
+        assert torch.allclose(actual[name], tensor, rtol=2**-8, atol=1e-6), name
+    plain = AutoModelForImageTextToText.from_pretrained(tiny_qwen).state_dict()
+    changed = [n for n in expected if not torch.allclose(plain[n], actual[n], rtol=2**-7, atol=1e-6)]
+    assert len(changed) == report["merged_weights"]["layers"]
+
+
+def test_a_merged_export_is_in_16_bit_and_needs_nothing_else(merged, tiny_qwen) -> None:
+    out, _ = merged
+    assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+    assert not (out / "adapter_config.json").exists()
+    # under the names that the model has on the hub
+    assert set(load_file(out / "model.safetensors")) == set(load_file(tiny_qwen / "model.safetensors"))
+    for name in ("tokenizer.json", "chat_template.jinja", "processor_config.json"):
+        assert (out / name).read_text() == (tiny_qwen / name).read_text()
+    assert json.loads((out / "tokenizer.json").read_text())["truncation"] is None
+
+
+def test_the_report_of_an_export(merged, lora_run, tiny_qwen) -> None:
+    out, report = merged
+    assert json.loads((out / "export.json").read_text()) == json.loads(json.dumps(report))
+    assert (report["format"], report["backend"]) == ("merged_16bit", "transformers")
+    assert report["base"] == {"name": str(tiny_qwen.resolve()), "revision": None}
+    parity, weights = report["parity"], report["merged_weights"]
+    assert parity["holds"]
+    assert parity["rows"] == 6
+    assert 0 < parity["relative_error"] < parity["training_change"] / 2
+    assert parity["agreeing_tokens"] == parity["clear_positions"] > 0
+    assert weights["changed_layers"] == weights["layers"] > 0
+    words = describe_export(out, report)
+    assert "merged_16bit, checked on 6 rows" in words
+    assert f"of {weights['layers']} of {weights['layers']} adapted layers are base plus adapter" in words
+
+
+def test_an_export_answers_as_the_run_does(full_run, out) -> None:
+    report = export_run(full_run, out)
+    assert report["merged_weights"] is None
+    assert report["parity"]["training_change"] is None
+    model = load_answering_model(str(out))
+    assert model.loaded.source.family is not None
+    content = [{"type": "image"}, {"type": "text", "text": "Which colour is this?"}]
+    request = Request(
+        messages=[{"role": "user", "content": content}], images=[Image.new("RGB", (56, 56), (30, 30, 220))]
+    )
+    assert model.answer([request], max_new_tokens=8) == ["blue"]
+
+
+def test_an_adapter_export_is_the_adapter_and_its_processor(lora_run, tiny_qwen, out) -> None:
+    report = export_run(lora_run, out, format="adapter")
+    assert report["parity"]["relative_error"] == 0
+    assert report["merged_weights"] is None
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (lora_run / "adapter", out))
+    assert all(before[name].equal(after[name]) for name in before)
+    assert (out / "tokenizer.json").read_text() == (tiny_qwen / "tokenizer.json").read_text()
+    assert find_model(str(out)).name == str(tiny_qwen.resolve())
+
+
+def test_all_trained_weights_have_no_adapter(full_run, out) -> None:
+    with pytest.raises(ConfigError, match=r"has no adapter to export .* use --format merged_16bit"):
+        export_run(full_run, out, format="adapter")
+    assert not out.exists()
+
+
+def save_base(loaded, out: Path) -> None:
+    """What Unsloth once did in silence: the merge is the base."""
+    loaded.model.unload().to(torch.bfloat16).save_pretrained(out)
+
+
+def test_an_export_that_lost_its_adapter_is_refused_by_its_weights(lora_run, out, monkeypatch) -> None:
+    monkeypatch.setattr(backend, "save_merged", save_base)
+    with pytest.raises(DataError, match=r"(\d+) of \1 adapted layers are not merged as trained, the first is model\."):
+        export_run(lora_run, out)
+    # left for inspection, and not as a whole export
+    assert (out / "model.safetensors").exists()
+    assert not (out / "export.json").exists()
+
+
+def test_an_export_that_lost_its_adapter_is_refused_by_its_logits(lora_run, out, monkeypatch) -> None:
+    monkeypatch.setattr(backend, "save_merged", save_base)
+    monkeypatch.setattr(exports, "sample_merged_weights", lambda _: {})
+    with pytest.raises(DataError, match="is not the trained model: its logits differ by"):
+        export_run(lora_run, out)
+    assert not (out / "export.json").exists()
+
+
+def test_an_export_without_its_vision_adapter_is_refused(lora_run, out, monkeypatch) -> None:
+    def save_without_vision(loaded, out: Path) -> None:
+        for name, parameter in loaded.model.named_parameters():
+            if "lora_B" in name and ".visual." in name:
+                parameter.data.zero_()
+        backend_save(loaded, out)
+
+    backend_save = backend.save_merged
+    monkeypatch.setattr(backend, "save_merged", save_without_vision)
+    with pytest.raises(DataError, match=r"adapted layers are not merged as trained, the first is model\.visual\."):
+        export_run(lora_run, out)
+
+
+def test_an_export_with_another_layer_scaled_is_refused(full_run, out, monkeypatch) -> None:
+    def save_scaled(loaded, out: Path) -> None:
+        backend_save(loaded, out)
+        tensors = load_file(out / "model.safetensors")
+        tensors["lm_head.weight"] = -tensors["lm_head.weight"]
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+
+    backend_save = backend.save_merged
+    monkeypatch.setattr(backend, "save_merged", save_scaled)
+    with pytest.raises(DataError, match="is not the trained model"):
+        export_run(full_run, out)
+
+
+def test_training_in_16_bit_exports_too(settings, out) -> None:
+    run = fit(settings(load_in="16bit", max_steps=2))
+    report = export_run(run.path, out)
+    assert report["parity"]["holds"]
+    assert report["merged_weights"]["wrong_layers"] == ()
+
+
+def test_an_earlier_export_is_replaced_only_where_asked(lora_run, merged, tmp_path) -> None:
+    out = shutil.copytree(merged[0], tmp_path / "export")
+    (out / "old").touch()
+    with pytest.raises(ConfigError, match="is not empty; --overwrite replaces an earlier export"):
+        export_run(lora_run, out)
+    assert (out / "old").exists()
+    export_run(lora_run, out, format="adapter", overwrite=True)
+    assert {"adapter_model.safetensors", "export.json"} <= files_in(out)
+    assert not {"old", "model.safetensors"} & files_in(out)
+
+
+def test_an_earlier_export_stays_until_there_is_a_new_one(lora_run, merged, tmp_path, monkeypatch) -> None:
+    out = shutil.copytree(merged[0], tmp_path / "export")
+    before = files_in(out)
+    monkeypatch.setattr(exports, "load_source", lambda *_, **__: (_ for _ in ()).throw(DataError("no model")))
+    with pytest.raises(DataError, match="no model"):
+        export_run(lora_run, out, overwrite=True)
+    assert files_in(out) == before
+
+
+def test_a_folder_of_something_else_is_left_alone(lora_run, out) -> None:
+    out.mkdir()
+    (out / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="holds something else than an export"):
+        export_run(lora_run, out, overwrite=True)
+    assert files_in(out) == {"thesis.tex"}
+    with pytest.raises(ConfigError, match="is a file; name a folder"):
+        export_run(lora_run, out / "thesis.tex", overwrite=True)
+
+
+def test_the_model_that_is_exported_is_left_alone(lora_run, full_run, tiny_qwen) -> None:
+    for run, place in (
+        (lora_run, tiny_qwen),
+        (lora_run, tiny_qwen.parent),
+        (lora_run, lora_run / "adapter"),
+        (full_run, full_run / "model"),
+        (full_run, full_run),
+    ):
+        before = files_in(place)
+        with pytest.raises(ConfigError, match="holds the model that is to be exported; choose another folder"):
+            export_run(run, place, overwrite=True)
+        assert files_in(place) == before
+
+
+def test_an_export_inside_the_run_is_fine(lora_run, tmp_path) -> None:
+    run = shutil.copytree(lora_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    export_run(run, run / "export")
+    assert find_model(str(run / "export")).adapter is None
+
+
+def test_an_empty_folder_may_be_written_to(lora_run, out) -> None:
+    out.mkdir()
+    assert export_run(lora_run, out, check_rows=2)["parity"]["rows"] == 2
+
+
+def test_rows_to_check_on_have_to_be_known(lora_run, out, made, build) -> None:
+    with pytest.raises(ConfigError, match="--data is missing"):
+        export_run(lora_run / "adapter", out)
+    assert not out.exists()
+    report = export_run(lora_run / "adapter", out, data=build([made.row(i) for i in range(3)]))
+    assert report["parity"]["rows"] == 3
+    with pytest.raises(DataError, match="no rows to check the export on"):
+        export_run(lora_run, out / "other", data=made.folder(out.parent / "empty", {"train": []}))
