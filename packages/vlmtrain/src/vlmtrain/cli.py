@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -142,8 +143,9 @@ def tiny(family: str, folder: Path, **sizes: int | None) -> None:
 
 
 def _build(section: type[Any], options: dict[str, Any]) -> Any:
-    problems: list[str] = []
-    config = build_section(section, options, problems)
+    fields = [field for field in dataclasses.fields(section) if field.default is dataclasses.MISSING]
+    problems = [f"--{field.name.replace('_', '-')} is missing" for field in fields if options.get(field.name) is None]
+    config = None if problems else build_section(section, options, problems)
     if problems:
         raise ConfigError(problems)
     return config

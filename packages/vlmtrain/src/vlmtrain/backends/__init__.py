@@ -78,7 +78,7 @@ def choose_backend(requested: str) -> tuple[Backend, str]:
         name = "transformers" if obstacle else "unsloth"
         reason = obstacle or "a supported GPU is there"
     elif requested == "unsloth" and obstacle:
-        raise MissingDependencyError(f"backend 'unsloth' was asked for, but {obstacle}")
+        raise MissingDependencyError(f"backend 'unsloth' was asked for, but {obstacle}; use --backend transformers")
     return cast(Backend, importlib.import_module(f"vlmtrain.backends.{name}")), reason
 
 
