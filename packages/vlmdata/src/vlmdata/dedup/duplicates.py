@@ -58,30 +58,29 @@ def find_duplicates(signatures: Signatures, config: DedupConfig, links: ImageLin
         config: What counts as a duplicate. Rows without images are duplicates by text, in scope `pair` only.
         links: From `link_images` with the config's distance, where they are at hand.
     """
+    rows = np.arange(len(signatures.text_hash))
     if config.dedup == "none":
-        return _from_columns([])
+        return _duplicates(rows, rows, rows)
     if links is None:
         links = link_images(signatures, config.near_distance if config.dedup == "near" else None)
     rank = _keep_rank(signatures)
     representative = _first_of_equals(signatures, links, config, rank)
-    near: dict[int, tuple[int, int]] = {}
+    star, distance = rows.copy(), np.zeros(len(rows), np.int64)
     if config.dedup == "near" and len(links.pairs):
-        near = _near_stars(signatures, links, config, rank, representative)
-    drops = [(row, kept, distance, True) for row, (kept, distance) in near.items()]
-    for row in np.flatnonzero(representative != np.arange(len(representative))).tolist():
-        # Where the row that stands for its equals is itself dropped, they are all near the same kept row.
-        first = int(representative[row])
-        drops.append((row, *near.get(first, (first, 0)), first in near))
-    return _from_columns(sorted(drops))
+        _gather_stars(signatures, links, config, rank, representative, star, distance)
+    # Where the row that stands for its equals is itself dropped, they are all near the same kept row.
+    return _duplicates(representative, star[representative], distance[representative])
 
 
-def _from_columns(drops: list[tuple[int, int, int, bool]]) -> Duplicates:
-    columns = list(zip(*drops, strict=True)) or [(), (), (), ()]
+def _duplicates(
+    representative: npt.NDArray[np.int64], kept: npt.NDArray[np.int64], distance: npt.NDArray[np.int64]
+) -> Duplicates:
+    row = np.flatnonzero(kept != np.arange(len(kept)))
     return Duplicates(
-        row=np.array(columns[0], np.int64),
-        kept=np.array(columns[1], np.int64),
-        distance=np.array(columns[2], np.uint16),
-        is_near=np.array(columns[3], np.bool_),
+        row=row,
+        kept=kept[row],
+        is_near=kept[row] != representative[row],
+        distance=distance[row].astype(np.uint16),
     )
 
 
@@ -122,65 +121,54 @@ def _first_of_equals(
     return representative
 
 
-def _near_stars(
+def _gather_stars(
     signatures: Signatures,
     links: ImageLinks,
     config: DedupConfig,
     rank: npt.NDArray[np.int64],
     representative: npt.NDArray[np.int64],
-) -> dict[int, tuple[int, int]]:
-    """For each row that is near a better one that is kept: that row, and the distance.
+    star: npt.NDArray[np.int64],
+    distance: npt.NDArray[np.int64],
+) -> None:
+    """Enter, for each row that is near a better one that is kept, that row into `star` and the distance.
 
     Only rows that stand for their equals take part, best first, each against the rows kept so far.
     """
-    distances = _distance_table(links)
-    neighbours: dict[int, list[int]] = {}
-    for first, second in distances:
-        neighbours.setdefault(first, []).append(second)
+    graph = _PictureGraph(links)
     shown = links.picture[signatures.row_images]
     owner = np.repeat(np.arange(len(rank)), np.diff(signatures.row_offsets))
-    linked = np.zeros(len(links.picture), np.bool_)
-    linked[links.pairs] = True
-    rows = np.unique(owner[linked[shown]])
+    rows = np.unique(owner[graph.is_linked[shown]])
     rows = rows[representative[rows] == rows]
-    kept_by_picture: dict[tuple[bytes, int, int], list[int]] = {}
-    dropped: dict[int, tuple[int, int]] = {}
+    kept_by_picture: dict[tuple[bytes, int, int], list[tuple[int, list[int]]]] = {}
     for row in rows[np.argsort(rank[rows])].tolist():
-        pictures = _pictures_of(signatures, shown, row)
+        pictures = shown[signatures.row_offsets[row] : signatures.row_offsets[row + 1]].tolist()
         text = signatures.text_hash[row].tobytes() if config.dedup_scope == "pair" else b""
-        best: tuple[int, int, int] | None = None
-        for picture in (pictures[0], *neighbours.get(pictures[0], ())):
-            for other in kept_by_picture.get((text, len(pictures), picture), ()):
-                distance = _row_distance(pictures, _pictures_of(signatures, shown, other), distances)
-                if distance is not None:
-                    candidate = (distance, int(rank[other]), other)
-                    best = candidate if best is None else min(best, candidate)
-        if best is None:
-            kept_by_picture.setdefault((text, len(pictures), pictures[0]), []).append(row)
+        near = [graph.neighbours(picture) for picture in pictures]
+        candidates = [
+            (max(apart[picture] for apart, picture in zip(near, others, strict=True)), int(rank[other]), other)
+            for first in near[0]
+            for other, others in kept_by_picture.get((text, len(pictures), first), ())
+            if all(picture in apart for apart, picture in zip(near, others, strict=True))
+        ]
+        if candidates:
+            distance[row], _, star[row] = min(candidates)
         else:
-            dropped[row] = (best[2], best[0])
-    return dropped
+            kept_by_picture.setdefault((text, len(pictures), pictures[0]), []).append((row, pictures))
 
 
-def _distance_table(links: ImageLinks) -> dict[tuple[int, int], int]:
-    """The distance of each pair of linked pictures, both ways round."""
-    table: dict[tuple[int, int], int] = {}
-    for (first, second), distance in zip(links.pairs.tolist(), links.distance.tolist(), strict=True):
-        table[first, second] = table[second, first] = distance
-    return table
+class _PictureGraph:
+    """The links between pictures, from either end."""
 
+    def __init__(self, links: ImageLinks) -> None:
+        ends = np.concatenate([links.pairs, links.pairs[:, ::-1]])
+        order = np.argsort(ends[:, 0], kind="stable")
+        self._from, self._to = ends[order].T
+        self._distance = np.concatenate([links.distance, links.distance])[order]
+        self.is_linked = np.zeros(len(links.picture), np.bool_)
+        self.is_linked[self._from] = True
 
-def _pictures_of(signatures: Signatures, shown: npt.NDArray[np.int64], row: int) -> list[int]:
-    start, stop = signatures.row_offsets[row : row + 2].tolist()
-    return [int(picture) for picture in shown[start:stop]]
-
-
-def _row_distance(first: list[int], second: list[int], distances: dict[tuple[int, int], int]) -> int | None:
-    """The largest distance between the images of two rows in turn, None where one of them is another picture."""
-    largest = 0
-    for a, b in zip(first, second, strict=True):
-        distance = 0 if a == b else distances.get((a, b))
-        if distance is None:
-            return None
-        largest = max(largest, distance)
-    return largest
+    def neighbours(self, picture: int) -> dict[int, int]:
+        """The pictures linked to one, itself included, and their distances."""
+        start, stop = np.searchsorted(self._from, [picture, picture + 1]).tolist()
+        to, apart = self._to[start:stop].tolist(), self._distance[start:stop].tolist()
+        return {picture: 0, **dict(zip(to, apart, strict=True))}

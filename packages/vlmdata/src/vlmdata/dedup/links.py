@@ -55,8 +55,10 @@ def link_images(signatures: Signatures, near_distance: int | None) -> ImageLinks
 
 def _first_equal(hashes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """For each row of (M, 16) bytes the index of the first equal row."""
-    if not len(hashes):
-        return np.empty(0, np.int64)
-    whole = np.ascontiguousarray(hashes).view(np.dtype((np.void, hashes.shape[1])))[:, 0]
-    _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
-    return first[inverse].astype(np.int64)
+    high, low = np.ascontiguousarray(hashes).view(np.uint64).reshape(-1, 2).T
+    order = np.lexsort((low, high))  # stable: the first of equals stays first
+    begins = np.ones(len(order), np.bool_)
+    begins[1:] = (np.diff(high[order]) != 0) | (np.diff(low[order]) != 0)
+    first = np.empty(len(order), np.int64)
+    first[order] = order[begins][np.cumsum(begins) - 1]
+    return first

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 __all__ = ["Neighbours", "Plan", "choose_plan", "neighbours_within"]
 
@@ -27,8 +28,10 @@ _CODE_BITS = 256
 _PARTS = (1, 2, 4, 8, 16, 32)
 _MAX_CHUNKS_EQUAL = 4
 # Measured costs in ns: one code in one sorted table, one pair compared in a table, one pair compared in sequence.
-_TABLE_NS, _PAIR_NS, _SEQUENTIAL_PAIR_NS = 30.0, 12.0, 3.0
+_TABLE_NS, _PAIR_NS, _SEQUENTIAL_PAIR_NS = 15.0, 20.0, 3.0
 _KEY_BITS = 32
+_DENSE_SHARE = 0.1
+_CODES_IN_CACHE = 1 << 17
 _MAX_CODES = 2**32
 
 
@@ -59,6 +62,11 @@ class Plan:
     chunks_equal: int
     cost_ns: float
 
+    @property
+    def tables(self) -> int:
+        """How many sorts it takes."""
+        return sum(math.comb(radius + self.chunks_equal, self.chunks_equal) for radius in self.radii if radius >= 0)
+
 
 def neighbours_within(codes: npt.NDArray[np.uint8], distance: int, *, threads: int | None = None) -> Neighbours:
     """All pairs of codes that differ in at most `distance` bits.
@@ -84,7 +92,8 @@ def neighbours_within(codes: npt.NDArray[np.uint8], distance: int, *, threads: i
             found.add(pairs)
     else:
         with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-            for table_pairs in _search_parts(codes, words, distance, plan, bit_entropy, pool):
+            tables = _search_parts(codes, words, distance, plan, bit_entropy, pool)
+            for table_pairs in tqdm(tables, "searching near-duplicates", plan.tables, disable=None, delay=2):
                 found.add(table_pairs)
     first, second = found.unpacked()
     return Neighbours(np.stack([first, second], axis=1), _distances(words, first, second))
@@ -152,9 +161,12 @@ def _search_parts(
 def _gather_bits(columns: npt.NDArray[np.uint8], bits: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
     """The chosen bits of each code side by side in one number."""
     gathered = np.zeros(columns.shape[1], np.uint32)
-    for bit in bits.tolist():
-        gathered <<= np.uint32(1)
-        gathered |= (columns[bit >> 3] >> np.uint8(7 - (bit & 7))) & np.uint8(1)
+    # In blocks that stay in the processor's cache while all bits pass over them.
+    for start in range(0, len(gathered), _CODES_IN_CACHE):
+        some = gathered[start : start + _CODES_IN_CACHE]
+        for bit in bits.tolist():
+            some <<= np.uint32(1)
+            some |= (columns[bit >> 3, start : start + _CODES_IN_CACHE] >> np.uint8(7 - (bit & 7))) & np.uint8(1)
     return gathered
 
 
@@ -166,31 +178,57 @@ def _search_table(
     chosen: Sequence[int],
 ) -> npt.NDArray[np.uint64]:
     """Packed pairs within the distance among the codes that are equal in the chosen chunks."""
-    keys = np.zeros(words.shape[1], np.uint64)
-    for chunk in chosen:
-        keys <<= np.uint64(widths[chunk])
+    keys = chunks[chosen[0]].copy()
+    for chunk in chosen[1:]:
+        keys <<= np.uint32(widths[chunk])
         keys |= chunks[chunk]
-    keys <<= np.uint64(_KEY_BITS)
-    keys |= np.arange(len(keys), dtype=np.uint32)
-    keys.sort()
-    order = keys.astype(np.uint32)
-    keys >>= np.uint64(_KEY_BITS)
-    close: list[npt.NDArray[np.uint64]] = [np.empty(0, np.uint64)]
-    starts = np.flatnonzero(keys[1:] == keys[:-1])
-    # With many equal keys it pays to lay the codes themselves in sorted order, so that memory is read in sequence.
-    ordered = words[:, order] if len(starts) > len(keys) // 4 else None
-    step = 1
-    while len(starts):
+    # One sort of numbers, with the place behind the key, is faster than sorting places by key.
+    numbers = keys.astype(np.uint64)
+    numbers <<= np.uint64(_KEY_BITS)
+    numbers |= np.arange(len(keys), dtype=np.uint32)
+    numbers.sort()
+    order = numbers.astype(np.uint32)
+    numbers >>= np.uint64(_KEY_BITS)
+    sorted_keys = numbers.astype(np.uint32)
+    del numbers
+    close = [np.empty(0, np.uint64)]
+    for starts, step in _likely_pairs(sorted_keys, order, words[: _words_to_glance_at(distance)], distance):
         first, second = order[starts], order[starts + step]
-        if ordered is None:
-            near = _distances(words, first, second) <= distance
-        else:
-            near = _distances(ordered, starts, starts + step) <= distance
+        near = _distances(words, first, second) <= distance
         close.append(_pack(first[near], second[near]))
+    return np.concatenate(close)
+
+
+def _likely_pairs(
+    keys: npt.NDArray[np.uint32], order: npt.NDArray[np.uint32], glance: npt.NDArray[np.uint64], distance: int
+) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
+    """Pairs of equal sorted keys that the first words of their codes do not rule out, as places and a step from them.
+
+    Most pairs are equal by chance. As long as many keys have an equal one a step further, whole columns in sorted order
+    are compared; then only the places that still have one.
+    """
+    step = 1
+    ordered: npt.NDArray[np.uint64] | None = None
+    same = keys[1:] == keys[:-1]
+    while np.count_nonzero(same) > len(keys) * _DENSE_SHARE:
+        if ordered is None:
+            # Column by column: indexing both axes at once takes several times as long.
+            ordered = np.stack([np.take(column, order) for column in glance])
+        near = _distances(ordered, slice(None, -step), slice(step, None)) <= distance
+        yield np.flatnonzero(same & near), step
+        step += 1
+        same = keys[step:] == keys[:-step]
+    starts = np.flatnonzero(same)
+    while len(starts):
+        yield starts[_distances(glance, order[starts], order[starts + step]) <= distance], step
         step += 1
         starts = starts[starts + step < len(keys)]
         starts = starts[keys[starts + step] == keys[starts]]
-    return np.concatenate(close)
+
+
+def _words_to_glance_at(distance: int) -> int:
+    """Words of 64 bits after which few random pairs are left that differ in at most `distance` bits."""
+    return min(_CODE_BITS // 64, 1 + distance // 20)
 
 
 def _compare_all(words: npt.NDArray[np.uint64], distance: int) -> Iterator[npt.NDArray[np.uint64]]:
@@ -201,12 +239,12 @@ def _compare_all(words: npt.NDArray[np.uint64], distance: int) -> Iterator[npt.N
 
 
 def _distances(words: npt.NDArray[np.uint64], first: Any, second: Any) -> npt.NDArray[np.uint16]:
-    """Differing bits between the codes at two indices (or slices) of the (4, n) words."""
-    total = np.bitwise_count(words[0][first] ^ words[0][second])
-    for word in words[1:3]:
-        total += np.bitwise_count(word[first] ^ word[second])
+    """Differing bits between the codes at two indices (or slices) of the (w, n) words."""
     # All 256 bits differ between a picture and its negative, one more than a byte counts.
-    return np.asarray(np.add(total, np.bitwise_count(words[3][first] ^ words[3][second]), dtype=np.uint16))
+    total = np.bitwise_count(words[0][first] ^ words[0][second]).astype(np.uint16)
+    for word in words[1:]:
+        total += np.bitwise_count(word[first] ^ word[second])
+    return np.asarray(total)
 
 
 class _PairSet:

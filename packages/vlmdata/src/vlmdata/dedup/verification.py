@@ -8,8 +8,12 @@ page with the same layout stands out where its words or figures differ.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 __all__ = ["color_differences", "unexplained_contrast", "verify_pairs"]
 
@@ -24,7 +28,7 @@ _WINDOW = 3
 # The contrast of a picture is that of its strongest windows but for a hundredth, at least this many grey levels.
 _CONTRAST_RANK = round(0.99 * (_GREY_SIDE - 2 * _MARGIN - _WINDOW + 1) ** 2)
 _LEAST_CONTRAST = 4.0
-_PAIRS_AT_ONCE = 256
+_PAIRS_AT_ONCE = 64
 
 # Chosen with benchmarks/near_duplicates.py: what the hashes leave open, the copies must settle. Up to the first
 # distance the first share of contrast may stay unexplained, from the second distance on the second share, between
@@ -36,7 +40,7 @@ _GREY_CHROMA = 6.0
 
 
 def verify_pairs(
-    thumbnail: Bytes, pairs: npt.NDArray[np.int64], distance: npt.NDArray[np.uint16]
+    thumbnail: Bytes, pairs: npt.NDArray[np.int64], distance: npt.NDArray[np.uint16], *, threads: int | None = None
 ) -> npt.NDArray[np.bool_]:
     """Which of the candidate pairs show the same picture.
 
@@ -44,17 +48,25 @@ def verify_pairs(
         thumbnail: (M, 4224) uint8: 64x64 luma, 8x8 Cb and 8x8 Cr of each image.
         pairs: (K, 2) int64 indices of images.
         distance: (K,) differing bits of their hashes.
+        threads: How many groups of pairs are worked on at once; by default one for each processor.
 
     Returns:
         (K,) bool.
     """
     verdicts = np.zeros(len(pairs), np.bool_)
     allowed = np.interp(distance, [_SURE_DISTANCE, _WIDE_DISTANCE], [_SURE_SHARE, _WIDE_SHARE])
-    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+
+    def verify(start: int) -> None:
         some = slice(start, start + _PAIRS_AT_ONCE)
         first, second = thumbnail[pairs[some, 0]], thumbnail[pairs[some, 1]]
-        verdicts[some] = color_differences(first, second) <= _MAX_COLOR_DIFFERENCE
-        verdicts[some] &= unexplained_contrast(first, second) <= allowed[some]
+        alike = color_differences(first, second) <= _MAX_COLOR_DIFFERENCE
+        verdicts[some] = alike & (unexplained_contrast(first, second) <= allowed[some])
+
+    starts = range(0, len(pairs), _PAIRS_AT_ONCE)
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        progress = tqdm(pool.map(verify, starts), "verifying near-duplicates", len(starts), disable=None, delay=2)
+        for _ in progress:
+            pass
     return verdicts
 
 
