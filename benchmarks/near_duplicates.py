@@ -2,6 +2,8 @@
 
 Every base picture is altered in each of the ways below, as a file; each altered file is held against its base (recall),
 and every picture against every picture of another base (precision). All methods see the same files in the same run.
+The last table is of pages that are the same but for a detail, which people may call duplicates or not: the share of
+pairs of originals that each method takes for duplicates.
 
     python benchmarks/near_duplicates.py [--photos DIR] [--pages 30] [--processes 2]
 """
@@ -22,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
-from rendered_pages import ALTERED_LAYOUTS, LAYOUTS, draw_text
+from rendered_pages import ALTERED_LAYOUTS, LAYOUTS, SPARSE_LAYOUTS, draw_text
 from vlmdata.config import DedupConfig, ImageConfig
 from vlmdata.dedup.search import neighbours_within
 from vlmdata.dedup.verification import verify_pairs
@@ -142,7 +144,7 @@ def sign_base(base: tuple[str, str]) -> list[npt.NDArray[np.uint8]]:
         original = Path(which).read_bytes()
         image = Image.open(io.BytesIO(original)).convert("RGB")
     else:
-        image = (LAYOUTS | ALTERED_LAYOUTS)[layout](np.random.default_rng(int(which)))
+        image = (LAYOUTS | SPARSE_LAYOUTS | ALTERED_LAYOUTS)[layout](np.random.default_rng(int(which)))
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         original = buffer.getvalue()
@@ -222,6 +224,20 @@ def report(name: str, signed: Signed, limit: int) -> None:
     print(f"{'pairs wrongly taken':26s}" + "".join(f"{wrong:18d}" for _, wrong in pairs))
 
 
+def report_altered(signed: Signed, limit: int) -> None:
+    """Shares of pairs of originals taken for duplicates, layout by layout."""
+    print(f"\n{'pages altered in a detail':26s}{'vlmdata':>18s}{'imagehash':>18s}{'pdqhash':>18s}   (% of pairs)")
+    files = signed.is_flat.shape[1]
+    for layout in ALTERED_LAYOUTS:
+        bases = np.flatnonzero(signed.layout == layout)
+        pairs = np.array(list(itertools.combinations(bases, 2)))
+        first, second = pairs.T
+        ours = _near(signed, pairs * files, _bits(signed.phash[first, 0], signed.phash[second, 0]), limit)
+        theirs = _bits(signed.imagehash[first, 0], signed.imagehash[second, 0]) <= IMAGEHASH_DISTANCE
+        pdq = _bits(signed.pdq[first, 0], signed.pdq[second, 0]) <= PDQ_DISTANCE
+        print(f"{layout:26s}" + "".join(f"{verdict.mean() * 100:18.2f}" for verdict in (ours, theirs, pdq)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, default=Path("../shared/data/clothing/images"))
@@ -231,20 +247,19 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     started = time.perf_counter()
-    photos = sorted(options.photos.glob("*.jpg"))[: options.max_photos]
-    if photos:
-        report(
-            "photos", sign_bases([("photo", str(photo)) for photo in photos], options.processes), options.near_distance
-        )
-    else:
+    photos = [("photo", str(photo)) for photo in sorted(options.photos.glob("*.jpg"))[: options.max_photos]]
+    if not photos:
         print(f"no photos in {options.photos}: pages only")
-    for name, layouts in (("pages and charts", LAYOUTS), ("pages altered in a detail", ALTERED_LAYOUTS)):
-        bases = [(layout, str(seed)) for layout, seed in itertools.product(layouts, range(options.pages))]
-        report(name, sign_bases(bases, options.processes), options.near_distance)
-    print(
-        f"\n{time.perf_counter() - started:.0f} s; "
-        f"pdqhash {'measured' if pdqhash else 'not installed: pip install pdqhash'}"
-    )
+    sets = {"photos": photos}
+    for name, layouts in (("pages and charts", LAYOUTS), ("pages with hardly anything on them", SPARSE_LAYOUTS)):
+        sets[name] = [(layout, str(seed)) for layout, seed in itertools.product(layouts, range(options.pages))]
+    for name, bases in sets.items():
+        if bases:
+            report(name, sign_bases(bases, options.processes), options.near_distance)
+    altered = [(layout, str(seed)) for layout, seed in itertools.product(ALTERED_LAYOUTS, range(options.pages))]
+    report_altered(sign_bases(altered, options.processes), options.near_distance)
+    note = "measured" if pdqhash else "not installed: pip install pdqhash"
+    print(f"\n{time.perf_counter() - started:.0f} s; pdqhash {note}")
 
 
 if __name__ == "__main__":

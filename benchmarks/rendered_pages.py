@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["ALTERED_LAYOUTS", "LAYOUTS", "Layout", "draw_text"]
+__all__ = ["ALTERED_LAYOUTS", "LAYOUTS", "SPARSE_LAYOUTS", "Layout", "draw_text"]
 
 Layout = Callable[[np.random.Generator], Image.Image]
 
@@ -250,9 +250,10 @@ LAYOUTS: dict[str, Layout] = {
         line_chart,
         scatter_plot,
         pie_chart,
-        equation,
     )
 }
+# Hardly anything on white: a mark in the corner is as much ink as all the rest.
+SPARSE_LAYOUTS: dict[str, Layout] = {"equation": equation}
 # Pages that are the same but for a detail: the hardest cases, and the ones that people disagree about.
 ALTERED_LAYOUTS: dict[str, Layout] = {
     layout.__name__: layout for layout in (monthly_bill, one_line_changed, one_figure_changed, one_bar_changed)
