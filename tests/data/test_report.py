@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from vlmdata import BuildConfig, build_folder, open_folder
+from vlmdata.pages.html import Html, cut, escape_text, join, tag
 from vlmdata.preview import write_preview
 from vlmdata.report.conversations import render_row
-from vlmdata.report.html import Html, cut, escape_text, join, tag
 from vlmdata.report.rejections import sample_reasons
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp; </title></style><h1>"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlmdata.pages.frame import page_pieces
+from vlmdata.pages.html import Html, tag
 from vlmdata.report.conversations import render_row, sample_rows
-from vlmdata.report.html import Html, tag
-from vlmdata.report.page import page_pieces
 from vlmdata.shards import Split, open_folder
 
 __all__ = ["write_preview"]

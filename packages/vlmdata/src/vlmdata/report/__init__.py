@@ -14,13 +14,13 @@ from vlmdata.build_config import BuildConfig
 from vlmdata.dedup import ImageLinks, link_images
 from vlmdata.figures import SplitFigures, merge_figures
 from vlmdata.formats import Reading
+from vlmdata.pages.frame import page_pieces, section
+from vlmdata.pages.html import Html, join, tag
 from vlmdata.pipeline import Settled
 from vlmdata.report.conflicts import find_conflicts, render_conflicts
 from vlmdata.report.conversations import render_sample
 from vlmdata.report.distributions import render_distributions, render_splits, render_tokens
 from vlmdata.report.duplicates import render_duplicates
-from vlmdata.report.html import Html, join, tag
-from vlmdata.report.page import page_pieces, section
 from vlmdata.report.rejections import find_pictures, render_flow, render_reasons, sample_reasons
 from vlmdata.report.staged_rows import StagedRows
 from vlmdata.shards import BuiltFolder

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlmdata.figures import Bin
-from vlmdata.report.html import Html, tag
+from vlmdata.pages.html import Html, tag
 
 __all__ = ["FlowEnd", "draw_flow", "draw_histogram"]
 

@@ -14,7 +14,7 @@ import xxhash
 
 from vlmdata.dedup import ImageLinks, Signatures
 from vlmdata.dedup.signatures import normalize_text
-from vlmdata.report.html import Html, count_of, cut, tag
+from vlmdata.pages.html import Html, count_of, cut, tag
 from vlmdata.report.staged_rows import StagedRows, show_row
 from vlmdata.shards import open_shard
 from vlmdata.stage import StagedFiles, StagedSet

@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vlmdata.report.html import Html, cut, tag
-from vlmdata.report.pictures import show_stored
+from vlmdata.pages.html import Html, cut, tag
+from vlmdata.pages.pictures import show_stored
 from vlmdata.shards import BuiltFolder, Split
 
 __all__ = ["render_row", "render_sample", "render_text", "sample_rows"]

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 
 from vlmdata.families import FAMILIES
 from vlmdata.figures import SplitFigures, count_bins, find_quantile, merge_figures
+from vlmdata.pages.frame import table
+from vlmdata.pages.html import Child, Html, cut, join, tag
 from vlmdata.report.charts import draw_histogram
-from vlmdata.report.html import Child, Html, cut, join, tag
-from vlmdata.report.page import table
 
 __all__ = ["render_distributions", "render_splits", "render_tokens"]
 

@@ -11,8 +11,8 @@ import numpy as np
 from vlmdata.config import DedupConfig
 from vlmdata.dedup import Duplicates
 from vlmdata.figures import count_bins
+from vlmdata.pages.html import Html, count_of, tag
 from vlmdata.report.charts import draw_histogram
-from vlmdata.report.html import Html, count_of, tag
 from vlmdata.report.staged_rows import StagedRows, show_row
 
 __all__ = ["render_duplicates"]

@@ -11,10 +11,10 @@ from vlmdata.config import ImageConfig, InputConfig
 from vlmdata.formats import Reading, convert_row
 from vlmdata.images import ImageProblem, prepare_image
 from vlmdata.manifest import Counts
+from vlmdata.pages.frame import table
+from vlmdata.pages.html import Child, Html, count_of, cut, join, tag
+from vlmdata.pages.pictures import data_uri
 from vlmdata.report.charts import FlowEnd, draw_flow
-from vlmdata.report.html import Child, Html, count_of, cut, join, tag
-from vlmdata.report.page import table
-from vlmdata.report.pictures import data_uri
 from vlmdata.sample import Problem, Sample
 from vlmdata.sources import Source
 from vlmdata.sources.image_bytes import ImageLoader, is_url

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vlmdata.report.html import Child, Html, cut, tag
-from vlmdata.report.pictures import show_stored
+from vlmdata.pages.html import Child, Html, cut, tag
+from vlmdata.pages.pictures import show_stored
 from vlmdata.shards import open_shard
 from vlmdata.stage import StagedFiles, StagedSet
 

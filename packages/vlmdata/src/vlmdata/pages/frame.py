@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from vlmdata.report.html import Child, Html, join, tag
+from vlmdata.pages.html import Child, Html, join, tag
 
 __all__ = ["page_pieces", "section", "table"]
 

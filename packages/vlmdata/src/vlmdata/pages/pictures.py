@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlmdata.report.html import Child, Html, tag
+from vlmdata.pages.html import Child, Html, tag
 
 __all__ = ["data_uri", "show_stored", "shrink"]
 
