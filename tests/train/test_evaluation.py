@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from vlmdata.errors import ConfigError, DataError
 from vlmdata.manifest import read_manifest
 from vlmdata.shards import open_folder
-from vlmtrain.evaluation import describe_result, evaluate, read_eval_rows, swap_images
+from vlmtrain.evaluation import describe_result, evaluate
+from vlmtrain.held_out import read_eval_rows, swap_images
 from vlmtrain.settings import EvalConfig
 
 

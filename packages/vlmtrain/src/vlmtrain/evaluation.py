@@ -7,38 +7,21 @@ each row is shown another row's pictures, and what another model scores on the s
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlmdata.errors import ConfigError, ResourceError
 from vlmdata.manifest import write_json_atomically
-from vlmdata.shards import BuiltFolder, Split, open_folder
+from vlmdata.shards import BuiltFolder, open_folder
 from vlmtrain.environment import describe_environment
-from vlmtrain.inference import AnsweringModel, Request, load_answering_model, release_memory
+from vlmtrain.held_out import EvalRow, Questions, answer_limit, majority_answer, read_eval_rows, swap_images
+from vlmtrain.inference import AnsweringModel, load_answering_model, release_memory
 from vlmtrain.metrics import compare, find_metrics, score, score_rows
-from vlmtrain.rows import open_rows, sample_indices
 from vlmtrain.settings import EvalConfig
 from vlmtrain.source import find_model
 
-__all__ = ["EvalRow", "describe_result", "evaluate", "read_eval_rows", "swap_images"]
-
-_GENERATION_MARGIN_TOKENS = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvalRow:
-    """One held-out row: what is asked, and what may be answered."""
-
-    id: str
-    prompt: Sequence[dict[str, Any]]
-    """The messages before the last answer."""
-    references: list[str]
-    """Accepted answers."""
-    position: int
-    """Row of the split."""
+__all__ = ["describe_result", "evaluate"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,112 +65,29 @@ def evaluate(name: str, config: EvalConfig) -> dict[str, Any]:
     if config.compare:
         other = load_answering_model(config.compare, backend=config.backend, load_in=config.load_in)
         answers.compared = other.answer(
-            _Requests(folder.split(config.split), rows),
+            Questions(folder.split(config.split), rows),
             max_new_tokens=answers.extra["max_new_tokens"],
             batch_size=config.batch_size,
         )
     result: dict[str, Any] = {"model": name, "data": str(data), "data_fingerprint": folder.manifest.fingerprint}
     result |= {"split": config.split, "rows": len(rows), "load_in": load_in, **answers.extra}
-    result |= _score_all(rows, answers, _majority_answer(folder), config)
+    result |= _score_all(rows, answers, majority_answer(folder), config)
     result["environment"] = describe_environment()
     _write(out, result, rows, answers, config)
     return result
 
 
-def read_eval_rows(split: Split, *, limit: int | None, seed: int) -> list[EvalRow]:
-    """The rows of a split as questions with references; pictures are not touched.
-
-    Args:
-        split: A split of a built folder.
-        limit: Most rows, drawn by the seed; None for all.
-        seed: Of the draw.
-    """
-    chosen = set(sample_indices(split.num_rows, limit or split.num_rows, seed))
-    rows = []
-    for position, row in enumerate(split.iterate(["id", "messages", "references"])):
-        if position in chosen:
-            last = row["messages"][-1]
-            answer = "".join(part["text"] or "" for part in last["content"])
-            rows.append(
-                EvalRow(
-                    id=row["id"],
-                    prompt=row["messages"][:-1],
-                    references=list(row["references"]) or [answer],
-                    position=position,
-                )
-            )
-    return rows
-
-
-def swap_images(image_counts: Sequence[int], labels: Sequence[str]) -> list[int]:
-    """For each row, the row whose pictures it is shown instead of its own.
-
-    Rows change places only with rows of as many pictures. Within such a group, sorted by answer, each row takes the
-    pictures from half the group away, so that most rows get those of another answer; a group of one keeps its own.
-
-    Args:
-        image_counts: `(N,)` pictures of each row.
-        labels: `(N,)` answer of each row.
-
-    Returns:
-        `(N,)` row indices, a permutation.
-    """
-    groups: dict[int, list[int]] = {}
-    for row, count in enumerate(image_counts):
-        groups.setdefault(count, []).append(row)
-    donors = list(range(len(image_counts)))
-    for members in groups.values():
-        ordered = sorted(members, key=lambda row: (labels[row], row))
-        for position, row in enumerate(ordered):
-            donors[row] = ordered[(position + len(ordered) // 2) % len(ordered)]
-    return donors
-
-
 def _answer(model: AnsweringModel, folder: BuiltFolder, rows: list[EvalRow], config: EvalConfig) -> _Answers:
     split = folder.split(config.split)
-    limit = config.max_new_tokens or _longest_reference(model, rows) + _GENERATION_MARGIN_TOKENS
-    plain = model.answer(_Requests(split, rows), max_new_tokens=limit, batch_size=config.batch_size)
+    limit = config.max_new_tokens or answer_limit(model, rows)
+    plain = model.answer(Questions(split, rows), max_new_tokens=limit, batch_size=config.batch_size)
     answers = _Answers(model=plain, extra={"max_new_tokens": limit})
     if config.swap_images:
         counts = [sum(part["type"] == "image" for message in row.prompt for part in message["content"]) for row in rows]
         donors = swap_images(counts, [row.references[0] for row in rows])
-        swapped = _Requests(split, rows, donors)
+        swapped = Questions(split, rows, donors)
         answers.swapped = model.answer(swapped, max_new_tokens=limit, batch_size=config.batch_size)
     return answers
-
-
-class _Requests(Sequence[Request]):
-    """Requests made one at a time, so that no more pictures are decoded at once than a batch holds."""
-
-    def __init__(self, split: Split, rows: list[EvalRow], donors: list[int] | None = None) -> None:
-        self._decoded = open_rows(split)
-        self._rows = rows
-        self._donors = donors or list(range(len(rows)))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        images = self._decoded[self._rows[self._donors[index]].position]["images"]
-        return Request(messages=self._rows[index].prompt, images=images)
-
-
-def _longest_reference(model: AnsweringModel, rows: list[EvalRow]) -> int:
-    tokenizer = model.chat.processor.tokenizer
-    texts = [text for row in rows for text in row.references]
-    return max(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
-
-
-def _majority_answer(folder: BuiltFolder) -> str | None:
-    """The most frequent last answer of the training rows; of equally frequent ones, the first by alphabet."""
-    if "train" not in folder.splits:
-        return None
-    counts: Counter[str] = Counter()
-    for row in folder.split("train").iterate(["messages"]):
-        counts["".join(part["text"] or "" for part in row["messages"][-1]["content"])] += 1
-    return min(counts, key=lambda text: (-counts[text], text), default=None)
 
 
 def _score_all(rows: list[EvalRow], answers: _Answers, majority: str | None, config: EvalConfig) -> dict[str, Any]:
