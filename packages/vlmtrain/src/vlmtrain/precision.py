@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmdata.errors import ConfigError, MissingDependencyError
+from vlmtrain.model_shape import read_shape
 
 __all__ = ["Precision", "choose_precision", "count_weights"]
 
@@ -38,19 +39,7 @@ def count_weights(config: dict[str, Any]) -> int:
     Raises:
         ConfigError: transformers does not know the type.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    plain = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
-    try:
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(config["model_type"], **plain))
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"the installed transformers has no vision-language model of type {config.get('model_type')!r}, "
-            "so that its size is not known: pass --load-in"
-        ) from error
-    return sum(parameter.numel() for parameter in model.parameters())
+    return read_shape(config).total
 
 
 def choose_precision(requested: str, *, method: str, config: dict[str, Any]) -> Precision:
