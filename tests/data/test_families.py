@@ -262,6 +262,8 @@ def test_an_unknown_name_is_refused_with_the_nearest_one():
 def test_ids_of_older_guides_have_a_hint():
     assert find_hub_hint("unsloth/Ministral-8B-Vision-2507") == "unsloth/Ministral-3-8B-Instruct-2512"
     assert find_hub_hint("unsloth/Qwen2.5-VL-7B-Instruct") is None
+    assert find_hub_hint("unsloth/Qwen2.5-VL-7B-Instuct") == "unsloth/Qwen2.5-VL-7B-Instruct"
+    assert find_hub_hint("somebody/of-their-own") is None
 
 
 HUB_PROCESSORS = {

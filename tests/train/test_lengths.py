@@ -27,7 +27,7 @@ def random_rows(made, family, count):
         [turn("user", None, "\nWhich?"), turn("assistant", "red"), turn("user", "Sure?"), turn("assistant", "Yes.")],
         [turn("user", "Think first."), turn("assistant", "Yes."), turn("user", None, "?"), turn("assistant", "red")],
     ]
-    if family.keeps_image_places:
+    if family.keeps_image_places and family.text_sees_later_images:
         shapes.append([turn("user", "Left:", None, "right:\n", None, "\n\nWhich?"), turn("assistant", "left")])
         shapes.append([turn("user", "Look here\n", None), turn("assistant", "red")])
     if family.system_with_images:

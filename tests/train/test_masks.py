@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -98,8 +98,7 @@ def test_spans_are_those_of_a_regular_expression(ids: list[int]) -> None:
     assert supervised_spans(ids, CHATML) == found
 
 
-# LLaVA 1.5 ends no answer: preflight refuses it.
-ENDING_FAMILIES = [name for name, family in FAMILIES.items() if family.template_ends_turns]
+PLAIN_TEXT_MARKERS = {"llava-1.5", "llava-1.6"}
 SYSTEM_FAMILIES = {"qwen2-vl", "qwen2.5-vl", "qwen3-vl", "gemma3", "ministral3"}
 RESERVED = re.compile(r"<\|?\w*\|?>|\[/?[A-Z_]+\]|</s>")
 
@@ -127,6 +126,9 @@ def conversations(draw, *, system: bool):
 
 def check_answers_alone_are_learned(name, chat, messages, images):
     family = FAMILIES[name]
+    # preflight refuses such rows: where markers are plain text, a text that holds one opens a turn
+    said = [part["text"] or "" for message in messages for part in message["content"]]
+    assume(name not in PLAIN_TEXT_MARKERS or not any(family.response_part in text for text in said))
     picture = Image.new("RGB", (56, 56))
     batch = VisionCollator(chat, dtype=torch.float32)([{"messages": messages, "images": [picture] * images}])
     ids, labels = batch["input_ids"][0], batch["labels"][0]
@@ -137,8 +139,8 @@ def check_answers_alone_are_learned(name, chat, messages, images):
             if previous == IGNORE_INDEX:
                 pieces.append([])
             pieces[-1].append(label)
-    # its template writes a blank behind the marker
-    blank = " " if name == "llava-1.6" else ""
+    # their templates write a blank behind the marker
+    blank = " " if name in PLAIN_TEXT_MARKERS else ""
     answers = [m["content"][0]["text"] for m in messages if m["role"] == "assistant"]
     expected = [f"{blank}{answer}{family.stop_tokens[0]}" for answer in answers]
     # Qwen's tokenizers compose characters
@@ -151,7 +153,7 @@ def check_answers_alone_are_learned(name, chat, messages, images):
 GENERATED = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
-@pytest.mark.parametrize("name", ENDING_FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_generated_conversations_learn_their_answers_alone(name, chat_of) -> None:
     chat = chat_of(name)
 
@@ -164,7 +166,7 @@ def test_generated_conversations_learn_their_answers_alone(name, chat_of) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ENDING_FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_ten_thousand_generated_conversations(name, chat_of) -> None:
     chat = chat_of(name)
 

@@ -15,6 +15,7 @@ from vlmdata.shards import open_folder
 from vlmtrain.chat import read_chat_format
 from vlmtrain.collator import VisionCollator
 from vlmtrain.config import DataConfig
+from vlmtrain.family_rows import FamilyRows
 from vlmtrain.preflight import check_collator, check_split, show_masked_row
 
 
@@ -88,13 +89,56 @@ def test_an_empty_split_is_refused(made, build, chat) -> None:
         check(build([one_turn(made, 0, "red")], val=[]), chat, split="val")
 
 
-def test_llava_1_5_ends_no_answer_and_is_refused(colours, chat_of) -> None:
+ENDLESS = "{% for m in messages %}### {{ m.role }}:\n{% for p in m.content %}"
+ENDLESS += "{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}\n{% endfor %}"
+
+
+def test_answers_that_nothing_ends_are_refused(colours, chat_of) -> None:
+    processor = copy(chat_of("llava-1.5").processor)
+    processor.chat_template = ENDLESS
+    chat = read_chat_format(
+        processor, family_markers=None, instruction_part="### user:\n", response_part="### assistant:\n"
+    )
     with pytest.raises(DataError) as caught:
-        check(colours, chat_of("llava-1.5"), "llava-1.5")
+        check(colours, chat, "llava-1.5")
     words = str(caught.value)
     assert "in 24 of 24 rows no token ends the answer" in words
     assert "would never learn to stop: generation stops at '</s>'" in words
     assert "the model's chat template writes none of these behind an answer" in words
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("llava-1.5", "text before an image in a turn: the template of LLaVA 1.5 would move the image to the front"),
+        ("llama3.2-vision", "text before an image in a turn: in Llama 3.2 Vision it never attends to that image"),
+    ],
+)
+def test_rows_that_the_family_cannot_represent_are_refused(family, words, made, build, chat_of) -> None:
+    turn = made.turn
+    rows = [
+        made.conversation(0, [turn("user", None, "Which?"), turn("assistant", "red")], [(56, 56)]),
+        made.conversation(1, [turn("user", "Left", None), turn("assistant", "red")], [(56, 56)]),
+        made.conversation(2, [turn("user", "Left", None, "right", None), turn("assistant", "red")], [(56, 56)] * 2),
+    ]
+    folder = build(rows)
+    with pytest.raises(DataError) as caught:
+        check(folder, chat_of(family), family)
+    assert str(caught.value).startswith(f"train: 2 rows (rows 1, 2) have {words}; build the set so that images come")
+    # others show images where they stand
+    check(folder, chat_of("gemma3"), "gemma3")
+
+
+def test_a_system_turn_beside_an_image_is_the_templates_to_refuse(made, build, chat_of) -> None:
+    turn = made.turn
+    messages = [turn("system", "Be brief."), turn("user", None, "Which?"), turn("assistant", "red")]
+    folder = build([made.conversation(0, messages, [(56, 56)])])
+    with pytest.raises(DataError, match=r"row 0: the model's chat template refuses a conversation: .*system messages"):
+        check(folder, chat_of("llama3.2-vision"), "llama3.2-vision")
+    # newer templates of the family take it
+    rows = FamilyRows(FAMILIES["llama3.2-vision"])
+    rows.look_at(0, messages)
+    rows.require_none("train")
 
 
 def test_padding_with_the_end_token_is_refused(colours, chat_of) -> None:

@@ -160,6 +160,12 @@ def test_a_hub_id_without_network_fails_at_once(monkeypatch) -> None:
     assert time.monotonic() - started < 1
 
 
+def test_an_id_of_an_older_guide_has_a_hint(monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ResourceError, match=r"cannot be reached; did you mean unsloth/Ministral-3-8B-Instruct-2512\?"):
+        find_model("unsloth/Ministral-8B-Vision-2507")
+
+
 def test_a_hub_models_config_tells_its_family(tiny, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(tiny("gemma3") / "config.json"))
     source = find_model("owner/name", revision="v1")

@@ -29,8 +29,9 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
 
 
 @pytest.fixture
-def places(colours, tiny, tiny_qwen, lora_run, tmp_path) -> dict[str, str]:
+def places(colours, made, tiny, tiny_qwen, lora_run, tmp_path) -> dict[str, str]:
     """Names in the command lines below, and what they stand for."""
+    text_first = made.conversation(0, [made.turn("user", "Which?", None), made.turn("assistant", "red")], [(56, 56)])
     (tmp_path / "unbuilt").mkdir()
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -44,6 +45,7 @@ def places(colours, tiny, tiny_qwen, lora_run, tmp_path) -> dict[str, str]:
     return {
         "DATA": str(colours),
         "MODEL": str(tiny_qwen),
+        "TEXT_FIRST": str(made.folder(tmp_path / "text-first", {"train": [text_first]})),
         "LLAVA": str(tiny("llava-1.5")),
         "RUN": str(lora_run),
         "OUT": str(tmp_path / "out"),
@@ -75,7 +77,7 @@ def fit_with(**values: str) -> list[str]:
         (fit_with(model="NOWHERE"), 2, "no such model folder, and not a hub id"),
         (fit_with(model="UNBUILT"), 2, "no model here"),
         (fit_with(model="UNFINISHED"), 3, "the run did not finish"),
-        (fit_with(model="LLAVA"), 3, "no token ends the answer"),
+        (fit_with(data="TEXT_FIRST", model="LLAVA"), 3, "template of LLaVA 1.5 would move the image to the front"),
         (fit_with(out="UNFINISHED"), 2, "a run is here and was begun and did not finish; --resume goes on with it"),
         (["fit", "WRONG", *FIT[1:]], 2, "unknown key 'max_stesp'; did you mean 'max_steps'?"),
         (["fit", "BROKEN", *FIT[1:]], 2, "not a YAML file"),
@@ -97,7 +99,7 @@ def fit_with(**values: str) -> list[str]:
         ([*FIT, "--max-stesp", "3"], 2, "No such option '--max-stesp'"),
         ([*FIT, "--lr", "fast"], 2, "'fast' is not a valid float"),
         (["fit", "--data", "DATA", "--model", "MODEL"], 2, "--out is missing"),
-        (["check", "--data", "DATA", "--model", "LLAVA"], 3, "no token ends the answer"),
+        (["check", "--data", "TEXT_FIRST", "--model", "LLAVA"], 3, "train: 1 rows (rows 0) have text before an image"),
         (["eval", "NOWHERE"], 2, "no such model folder"),
         (["eval", "MODEL"], 2, "--data is missing"),
         (["eval", "RUN", "--split", "test"], 3, "no split 'test'"),

@@ -12,13 +12,12 @@ from typing import Any
 
 from vlmdata.errors import ConfigError, DataError
 from vlmtrain.masks import MaskRules
+from vlmtrain.template_probe import PROBE_ANSWER, PROBE_QUESTION, apply_template, probe_conversation, takes_only_text
 
 __all__ = ["ChatFormat", "Markers", "read_chat_format"]
 
 Message = Mapping[str, Any]
 
-_PROBE_QUESTION = "probe-question-5e1"
-_PROBE_ANSWER = "probe-answer-7c2"
 # Tokens that stand for an image in one family or another; those that a tokenizer does not have are left out.
 _IMAGE_TOKENS = (
     "<|image_pad|>",
@@ -71,7 +70,7 @@ class ChatFormat:
 
         cleaned = clean_messages(messages, assistant_text_only=self.assistant_text_only)
         try:
-            return _apply_template(self.processor, cleaned, add_generation_prompt=add_generation_prompt)
+            return apply_template(self.processor, cleaned, add_generation_prompt=add_generation_prompt)
         except TemplateError as error:
             raise DataError(f"the model's chat template refuses a conversation: {error}") from error
 
@@ -115,10 +114,10 @@ def read_chat_format(
             occur, as text and as tokens, in what it renders.
     """
     _check_processor(processor)
-    text_only = _takes_only_text(processor)
+    text_only = takes_only_text(processor)
     markers = _choose_markers(processor, family_markers, instruction_part, response_part, text_only=text_only)
-    conversation = _probe_conversation(text_only=text_only)
-    text = _apply_template(processor, conversation, add_generation_prompt=False)
+    conversation = probe_conversation(text_only=text_only)
+    text = apply_template(processor, conversation, add_generation_prompt=False)
     problems = [
         f"the {role}'s marker {marker!r} does not occur in the text that the model's template renders: {text!r}; "
         f"pass --{option}"
@@ -164,12 +163,12 @@ def _choose_markers(
 
 def _derive_markers(processor: Any, *, text_only: bool) -> Markers:
     """The markers of a template that no family description names, read off what it renders."""
-    turns = _probe_conversation(text_only=text_only)
-    whole = _apply_template(processor, turns, add_generation_prompt=False)
-    question = _apply_template(processor, turns[:1], add_generation_prompt=False)
-    prompted = _apply_template(processor, turns[:1], add_generation_prompt=True)
-    before_question = question.partition(_PROBE_QUESTION)[0]
-    after_answer = whole.split(_PROBE_ANSWER)[1].partition(_PROBE_QUESTION)[0]
+    turns = probe_conversation(text_only=text_only)
+    whole = apply_template(processor, turns, add_generation_prompt=False)
+    question = apply_template(processor, turns[:1], add_generation_prompt=False)
+    prompted = apply_template(processor, turns[:1], add_generation_prompt=True)
+    before_question = question.partition(PROBE_QUESTION)[0]
+    after_answer = whole.split(PROBE_ANSWER)[1].partition(PROBE_QUESTION)[0]
     # In front stands the beginning of the sequence, or a system turn that ends as an answer does; only what follows
     # opens the user's turn.
     for token in (processor.tokenizer.bos_token, processor.tokenizer.eos_token):
@@ -178,7 +177,7 @@ def _derive_markers(processor: Any, *, text_only: bool) -> Markers:
     shared = _common_end(before_question, after_answer)
     instruction_part = shared.lstrip().rstrip(" ")
     # Where what ends the user's turn opens the assistant's, asking for an answer adds nothing.
-    added = prompted.removeprefix(question) or question.rpartition(_PROBE_QUESTION)[2]
+    added = prompted.removeprefix(question) or question.rpartition(PROBE_QUESTION)[2]
     response_part = added.strip(" ")
     if not instruction_part or not response_part or added == prompted:
         raise ConfigError(
@@ -228,40 +227,6 @@ def _common_end(left: str, right: str) -> str:
 def _unescape(marker: str) -> str:
     # A shell passes backslash-n as two characters, and nearly every marker ends in a line break.
     return marker.replace("\\n", "\n")
-
-
-def _probe_conversation(*, text_only: bool) -> list[dict[str, Any]]:
-    def turn(role: str, text: str) -> dict[str, Any]:
-        as_string = text_only and role == "assistant"
-        return {"role": role, "content": text if as_string else [{"type": "text", "text": text}]}
-
-    return [
-        turn("user", _PROBE_QUESTION),
-        turn("assistant", _PROBE_ANSWER),
-        turn("user", _PROBE_QUESTION),
-        turn("assistant", _PROBE_ANSWER),
-    ]
-
-
-def _takes_only_text(processor: Any) -> bool:
-    """Whether the template drops, refuses or misprints an assistant's list of parts."""
-    # Templates are programs of their own, and one that cannot take the list form raises whatever its author chose;
-    # the string form is then tried, and what that raises is not caught.
-    try:
-        text = _apply_template(processor, _probe_conversation(text_only=False), add_generation_prompt=False)
-    except Exception:
-        text = ""
-    # A template that prints the Python list shows its quoted key.
-    if text.count(_PROBE_ANSWER) == 2 and "'type'" not in text:
-        return False
-    text = _apply_template(processor, _probe_conversation(text_only=True), add_generation_prompt=False)
-    if text.count(_PROBE_ANSWER) != 2:
-        raise ConfigError(f"the model's chat template drops the assistant's answers: it renders {text!r}")
-    return True
-
-
-def _apply_template(processor: Any, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
-    return str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
 def _mask_rules(tokenizer: Any, markers: Markers) -> MaskRules:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmdata.errors import ConfigError, ResourceError
+from vlmdata.families import find_hub_hint
 
 __all__ = ["fetch_model_config"]
 
@@ -28,11 +29,13 @@ def fetch_model_config(model_id: str, revision: str | None) -> dict[str, Any]:
         RevisionNotFoundError,
     )
 
+    meant = find_hub_hint(model_id)
+    hint = f"; did you mean {meant}?" if meant else ""
     try:
         path = hf_hub_download(model_id, "config.json", revision=revision)
     except RepositoryNotFoundError as error:
         raise ResourceError(
-            f"{model_id}: no such folder here, and the hub has no such model or wants a login (`hf auth login`)"
+            f"{model_id}: no such folder here, and the hub has no such model or wants a login (`hf auth login`)" + hint
         ) from error
     except HFValidationError as error:
         raise ConfigError(f"{model_id}: no such model folder, and not a hub id: {error}") from error
@@ -43,6 +46,6 @@ def fetch_model_config(model_id: str, revision: str | None) -> dict[str, Any]:
             f"{model_id}: the hub's repository has no config.json, so it is no transformers model"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ResourceError(f"{model_id}: no such folder here, and the hub cannot be reached") from error
+        raise ResourceError(f"{model_id}: no such folder here, and the hub cannot be reached{hint}") from error
     loaded: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     return loaded

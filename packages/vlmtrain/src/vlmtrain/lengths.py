@@ -17,6 +17,7 @@ from vlmdata.errors import DataError
 from vlmdata.families import Family, read_grid
 from vlmdata.shards import Split
 from vlmtrain.chat import ChatFormat
+from vlmtrain.family_rows import FamilyRows
 from vlmtrain.masks import mask_labels, supervised_spans, unterminated_spans
 
 __all__ = ["ImageTokenCounter", "RowLengths", "measure_lengths"]
@@ -101,15 +102,18 @@ def measure_lengths(
         Arrays of one value a row.
 
     Raises:
-        DataError: The template refuses a row, or the processor a picture's size.
+        DataError: The family cannot represent a row, the template refuses one, or the processor a picture's size.
     """
     from tqdm import tqdm
 
+    family_rows = FamilyRows(family)
     count_image_tokens = ImageTokenCounter(chat, family)
     sizes = split.stored_sizes()
     columns = np.zeros((5, len(sizes)), dtype=np.int64)
     with tqdm(total=len(sizes), desc="checking rows", unit="row", delay=2, disable=None) as progress:
         for start, messages in _batches(split):
+            for offset, each in enumerate(messages):
+                family_rows.look_at(start + offset, each)
             texts = [_render(chat, each, f"{split.name}: row {start + i}") for i, each in enumerate(messages)]
             texts = [count_image_tokens.write_around_images(text) for text in texts]
             ids_of_rows = chat.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -129,6 +133,7 @@ def measure_lengths(
                     unterminated_spans(ids, chat.rules, chat.stop_ids),
                 )
             progress.update(len(texts))
+    family_rows.require_none(split.name)
     return RowLengths(
         tokens=columns[0],
         image_tokens=columns[1],

@@ -8,15 +8,16 @@ from typing import Any
 from vlmdata.errors import ConfigError
 from vlmtrain.chat import ChatFormat, Markers, read_chat_format
 from vlmtrain.source import ModelSource
+from vlmtrain.template_completion import complete_template
 
 __all__ = ["load_chat_format", "load_processor", "save_processor"]
 
 
 def load_processor(source: ModelSource, *, trust_remote_code: bool = False) -> Any:
-    """Loads tokenizer, image processor and chat template.
+    """Loads tokenizer, image processor and chat template, which is completed where it leaves out a sequence's ends.
 
     Raises:
-        ConfigError: The folder has no processor, or only a tokenizer.
+        ConfigError: The folder has no usable processor, or its template drops answers.
     """
     from transformers import AutoProcessor
 
@@ -26,11 +27,12 @@ def load_processor(source: ModelSource, *, trust_remote_code: bool = False) -> A
         )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{source.processor}: no usable processor: {' '.join(str(error).split())}") from error
+    complete_template(processor)
     return processor
 
 
 def save_processor(source: ModelSource, out: Path, *, trust_remote_code: bool = False) -> None:
-    """Writes the processor as the model came with it.
+    """Writes the processor as the model came with it, its template completed.
 
     A fast tokenizer remembers the padding and truncation of its last call and saves them: one that has trained with a
     limit would cut the texts of whoever loads it.

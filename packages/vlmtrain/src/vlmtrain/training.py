@@ -24,6 +24,7 @@ from vlmtrain.rows import sample_indices
 from vlmtrain.run_folder import RunFolder, check_run_folder, open_run_folder
 from vlmtrain.source import ModelSource, find_model
 from vlmtrain.stops import StopRequest
+from vlmtrain.template_completion import describe_completion
 from vlmtrain.trainer import Schedule, make_trainer, optimizer_name, plan_schedule
 
 __all__ = ["Prepared", "Stopped", "fit", "prepare"]
@@ -75,6 +76,8 @@ def prepare(config: FitConfig) -> Prepared:
     say(f"backend: {backend.NAME} ({reason})")
     say(f"model: {source.name} (family {source.family.name if source.family else 'unknown'})")
     processor = load_processor(source, trust_remote_code=config.model.trust_remote_code)
+    if completion := describe_completion(processor):
+        say(completion)
     chat = load_chat_format(
         source,
         processor,

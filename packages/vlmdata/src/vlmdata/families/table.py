@@ -199,6 +199,10 @@ def find_family(config: Mapping[str, Any]) -> Family | None:
 
 
 def find_hub_hint(model_id: str) -> str | None:
-    """Return the hub id that an id from older guides means, or None where it is not a known slip."""
+    """Return the hub id that an id probably means: one from older guides, or one close to a known id; else None."""
     name = model_id.rpartition("/")[2].lower()
-    return next((meant for older, meant in OLDER_IDS.items() if name.startswith(older)), None)
+    if meant := next((meant for older, meant in OLDER_IDS.items() if name.startswith(older)), None):
+        return meant
+    known = {model.id.rpartition("/")[2].lower(): model.id for family in _FAMILIES for model in family.hub_models}
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+    return known[near[0]] if near and known[near[0]] != model_id else None

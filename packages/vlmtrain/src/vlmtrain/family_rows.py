@@ -1,0 +1,54 @@
+"""Rows that a model's family cannot represent, told from their messages before anything is rendered."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from vlmdata.errors import DataError
+from vlmdata.families import Family, row_problem
+
+__all__ = ["FamilyRows"]
+
+_EXAMPLES = 3
+
+
+class FamilyRows:
+    """Collects the rows of a split that a family cannot represent, by reason.
+
+    Args:
+        family: The model's family, if it is a known one; without it, every row passes.
+    """
+
+    def __init__(self, family: Family | None) -> None:
+        # Whether a system turn may stand beside an image differs between a family's templates: the one in hand refuses
+        # it by itself.
+        self._family = dataclasses.replace(family, system_with_images=True) if family else None
+        self._rows: dict[str, list[int]] = {}
+
+    def look_at(self, row: int, messages: list[Any]) -> None:
+        """Looks at one row.
+
+        Args:
+            row: Its index in the split.
+            messages: Its turns, `{role, content: [{type, text}]}`.
+        """
+        problem = row_problem(self._family, messages) if self._family else None
+        if problem:
+            self._rows.setdefault(problem, []).append(row)
+
+    def require_none(self, split: str) -> None:
+        """Refuses the split if any row was found.
+
+        Raises:
+            DataError: With each reason, how many rows it holds for, and some of them.
+        """
+        if not self._rows:
+            return
+        reasons = []
+        for problem, rows in self._rows.items():
+            shown = ", ".join(map(str, rows[:_EXAMPLES])) + (", …" if len(rows) > _EXAMPLES else "")
+            reasons.append(f"{len(rows)} rows (rows {shown}) have {problem}")
+        raise DataError(
+            f"{split}: {'; '.join(reasons)}; build the set so that images come first, or take another model"
+        )
