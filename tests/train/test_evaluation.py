@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from vlmdata.errors import ConfigError, DataError
+from vlmdata.errors import ConfigError, DataError, MissingDependencyError
 from vlmdata.manifest import read_manifest
 from vlmdata.shards import open_folder
-from vlmtrain.evaluation import describe_result, evaluate
+from vlmtrain.evaluation import evaluate
 from vlmtrain.held_out import read_eval_rows, swap_images
+from vlmtrain.metrics import are_labels
+from vlmtrain.score_table import describe_result
 from vlmtrain.settings import EvalConfig
 
 
@@ -144,17 +150,111 @@ def test_an_adapter_alone_does_not_know_its_data(lora_run) -> None:
         evaluate(str(lora_run / "adapter"), EvalConfig())
 
 
-def test_the_table_for_the_eye(full_copy, lora_run, tmp_path) -> None:
+@pytest.fixture(scope="module")
+def looked(full_run, lora_run, tmp_path_factory):
+    """A result with everything that may stand beside a score, and its file."""
+    out = tmp_path_factory.mktemp("looked") / "e.json"
     config = EvalConfig(
-        swap_images=True, compare=str(lora_run), metrics=("exact_match", "cer"), out=tmp_path / "e.json"
+        swap_images=True, compare=str(lora_run), metrics=("exact_match", "cer"), precision=("16bit,32bit",), out=out
     )
-    result = evaluate(str(full_copy), config)
-    head, names, *lines = describe_result(result).splitlines()
+    return evaluate(str(full_run), config), out
+
+
+def test_the_table_for_the_eye(looked, full_run, lora_run) -> None:
+    result, _ = looked
+    head, model, compared, names, *lines = describe_result(result).splitlines()
     assert head.startswith("val: 6 rows of ")
+    # whole names, however long
+    assert (model, compared) == (f"model: {full_run}", f"compared: {lora_run}")
     assert names.split() == ["exact_match", "cer"]
-    assert len(lines) == 4
-    assert "1.000 [1.000, 1.000]" in lines[0]
-    assert lines[1].startswith("the same, pictures swapped")
-    assert "0.000 [0.000, 0.000]" in lines[1]
-    assert str(lora_run)[-20:] in lines[2]
-    assert lines[3].startswith(f"always {result['majority']['answer']!r}")
+    found = {line[:28].strip(): line[28:].split("]")[0] + "]" for line in lines}
+    assert list(found)[:8] == [
+        "model in 32bit", "in 16bit", "16bit - 32bit, paired", "pictures swapped", "own - swapped, paired",
+        "compared", "model - compared, paired", f"always {result['majority']['answer']!r}",
+    ]  # fmt: skip
+    assert found["model in 32bit"].strip() == "1.000 [1.000, 1.000]"
+    assert found["pictures swapped"].strip() == "0.000 [0.000, 0.000]"
+    assert found["own - swapped, paired"].strip() == "+1.000 [+1.000, +1.000]"
+    difference = result["compare"]["paired"]["exact_match"]["difference"]
+    assert f"{difference:+.3f} [" in found["model - compared, paired"]
+    assert not any(line.startswith("warning") for line in lines)
+
+
+def test_precisions_are_paired_with_the_widest(looked) -> None:
+    result, out = looked
+    assert result["load_in"] == "32bit"
+    assert result["precision"]["reference"] == "32bit"
+    assert list(result["precision"]["others"]) == ["16bit"]
+    other = result["precision"]["others"]["16bit"]
+    assert other["paired"]["exact_match"]["base"] == result["scores"]["exact_match"]["value"]
+    right = [line["16bit"] == line["references"][0] for line in lines_of(out.with_suffix(".jsonl"))]
+    assert other["scores"]["exact_match"]["value"] == pytest.approx(sum(right) / 6)
+
+
+def test_precisions_that_this_machine_cannot_hold_are_refused_first(full_copy, monkeypatch) -> None:
+    monkeypatch.setattr("vlmtrain.evaluation.load_answering_model", lambda *_, **__: pytest.fail("loaded a model"))
+    with pytest.raises(MissingDependencyError, match="load_in '8bit' needs a GPU"):
+        evaluate(str(full_copy), EvalConfig(precision=("4bit,8bit,16bit",)))
+    with pytest.raises(ConfigError, match="precision: '5bit' is not one of 4bit, 8bit, 16bit, 32bit"):
+        EvalConfig(precision=("5bit",))
+    with pytest.raises(ConfigError, match="--precision and --load-in both say"):
+        EvalConfig(precision=("16bit",), load_in="32bit")
+    assert EvalConfig(precision=("4bit, 16bit", "8bit", "4bit")).precisions == ("16bit", "8bit", "4bit")
+
+
+def test_labels_are_tabulated(made, build, full_run, tmp_path) -> None:
+    rows = [made.row(i) for i in range(100, 112)]
+    for row in rows[:2]:
+        row["references"] = ["purple"]
+    data = build(rows[:1], val=rows)
+    result = evaluate(str(full_run), EvalConfig(data=data, metrics=("macro_f1",), out=tmp_path / "e.json"))
+    references = [row["references"][0] for row in rows]
+    confusion = result["confusion"]
+    assert confusion["labels"] == tuple(sorted(set(references)))
+    assert confusion["columns"] == (*confusion["labels"], "(other)")
+    predictions = [line["prediction"] for line in lines_of(tmp_path / "e.jsonl")]
+    for label, counts in zip(confusion["labels"], confusion["counts"], strict=True):
+        for column, count in zip(confusion["columns"][:-1], counts, strict=False):
+            assert count == sum(pair == (label, column) for pair in zip(references, predictions, strict=True))
+    table = describe_result(result).splitlines()
+    start = table.index("confusion (a line a label, a column an answer):")
+    assert table[start + 1].split() == list(confusion["labels"])
+    purple = next(line for line in table[start:] if line.strip().startswith("purple"))
+    assert sum(int(cell) for cell in purple.split()[1:] if cell.isdigit()) == 2
+
+
+def test_texts_are_not_tabulated() -> None:
+    assert are_labels([["red"], ["blue"], ["Red"], ["blue"]])
+    assert not are_labels([["red"], ["blue"], ["green"]])
+    assert not are_labels([["red"]] * 10)
+    assert not are_labels([["one\nline"], ["two"]] * 10)
+    assert not are_labels([[f"label {i // 2}"] for i in range(102)])
+
+
+def test_the_page_shows_the_rows_that_went_wrong(looked, full_run, made, build, tmp_path) -> None:
+    page = looked[1].with_suffix(".html").read_text()
+    assert "Every row is right by exact match" in page
+    assert "own - swapped, paired" in page
+    rows = [made.row(i) for i in range(100, 106)]
+    rows[3]["references"] = ["<b>purple</b>"]
+    evaluate(str(full_run), EvalConfig(data=build(rows[:1], val=rows), out=tmp_path / "e.json"))
+    page = (tmp_path / "e.html").read_text()
+    assert "1 of 6 rows are not perfect by exact match" in page
+    assert "&lt;b&gt;purple&lt;/b&gt;" in page
+    assert "<b>purple" not in page
+    assert page.count("<img src") == 1
+    [picture] = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    shown = Image.open(io.BytesIO(base64.b64decode(picture)))
+    original = Image.open(io.BytesIO(rows[3]["images"][0]["bytes"]))
+    assert shown.size == original.size
+    assert shown.getpixel((5, 5)) == pytest.approx(original.getpixel((5, 5)), abs=4)
+
+
+def test_a_model_that_does_not_look_is_warned_about(full_run) -> None:
+    cell = {"value": 0.5, "low": 0.4, "high": 0.6, "difference": 0.01, "rows": 9}
+    same = {"exact_match": cell | {"low": -0.02, "high": 0.03}}
+    result = {"split": "val", "rows": 9, "data": "d", "load_in": "32bit", "model": "m"}
+    result |= {"scores": {"exact_match": cell}, "swapped": {"scores": {"exact_match": cell}, "paired": same}}
+    assert "warning: swapping the pictures changes no score" in describe_result(result)
+    same["exact_match"]["low"] = 0.001
+    assert "warning" not in describe_result(result)

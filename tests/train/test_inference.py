@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from vlmdata.errors import ConfigError, DataError
+from vlmdata.families import FAMILIES
 from vlmtrain.answers import answer_all, make_request, read_requests
 from vlmtrain.inference import Request, load_answering_model
 from vlmtrain.settings import GenerateConfig
@@ -61,7 +62,7 @@ def test_a_batch_gives_the_answers_of_its_requests_alone(batch_size, model, requ
     assert model.answer(requests, max_new_tokens=12, batch_size=batch_size) == alone
 
 
-@pytest.mark.parametrize("family", ["gemma3", "llama3.2-vision", "pixtral", "llava-1.6", "qwen3-vl"])
+@pytest.mark.parametrize("family", list(FAMILIES))
 def test_padding_changes_no_familys_answers(family, tiny) -> None:
     model = load_answering_model(str(tiny(family)))
     requests = [ask("red", question="Look at it well, please. Which?"), ask("blue", size=(140, 112)), ask("green")]

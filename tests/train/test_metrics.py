@@ -8,10 +8,12 @@ import jiwer
 import numpy as np
 import pytest
 import sacrebleu
+from anls_star import anls_score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import confusion_matrix, f1_score
+from transformers.data.metrics.squad_metrics import compute_f1
 
 from vlmdata.errors import ConfigError, DataError
 from vlmtrain.metrics import METRICS, compare, find_metrics, score, score_rows, tabulate_confusion
@@ -142,6 +144,15 @@ def test_anls(prediction, references, expected):
     assert value("anls", prediction, *references) == pytest.approx(expected)
 
 
+NEAR_TEXTS = st.text(alphabet="abAB \n", max_size=7)
+
+
+@settings(max_examples=300, deadline=None)
+@given(prediction=NEAR_TEXTS, references=st.lists(NEAR_TEXTS, min_size=2, max_size=3))
+def test_anls_is_that_of_anls_star(prediction, references):
+    assert value("anls", prediction, *references) == pytest.approx(anls_score(tuple(references), prediction))
+
+
 @pytest.mark.parametrize(
     ("prediction", "reference", "expected"),
     [
@@ -177,6 +188,15 @@ def test_relaxed_accuracy(prediction, reference, expected):
 )
 def test_token_f1(prediction, references, expected):
     assert value("token_f1", prediction, *references) == pytest.approx(expected)
+
+
+SQUAD_WORDS = st.lists(st.sampled_from(["the", "The", "a", "an", "cat", "cat.", "dog", "don't", "...", "Žlutý"]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(prediction=SQUAD_WORDS.map(" ".join), reference=SQUAD_WORDS.map(" ".join))
+def test_token_f1_is_that_of_squads_evaluation(prediction, reference):
+    assert value("token_f1", prediction, reference) == pytest.approx(compute_f1(reference, prediction))
 
 
 @pytest.mark.parametrize(

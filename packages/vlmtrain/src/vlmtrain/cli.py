@@ -93,11 +93,17 @@ def check(config_file: Path | None, **options: Any) -> None:
 def evaluate(model_or_run: str, **options: Any) -> None:
     """Answer held-out rows and score the answers.
 
-    Beside the score stands what the most frequent training answer scores; --swap-images and --compare add more.
+    Beside the score stands what the most frequent training answer scores; --swap-images, --compare and --precision
+    add more. The answers go to eval-SPLIT.jsonl, the scores to eval-SPLIT.json and, for the eye, to eval-SPLIT.html.
     """
     config = _build(EvalConfig, options)
-    from vlmtrain.evaluation import describe_result
+    if config.rank:
+        from vlmtrain.ranking import describe_ranking, rank_rows
+
+        click.echo(describe_ranking(rank_rows(model_or_run, config), config.top))
+        return
     from vlmtrain.evaluation import evaluate as run_evaluate
+    from vlmtrain.score_table import describe_result
 
     click.echo(describe_result(run_evaluate(model_or_run, config)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vlmdata.errors import ConfigError
 from vlmtrain.config import BackendName, LoadIn
@@ -40,9 +40,15 @@ class EvalConfig:
     load_in: LoadIn = "auto"
     """Precision of the weights. auto: that of the run's training."""
     compare: str | None = None
-    """Another model or run that answers the same rows."""
+    """Another model or run that answers the same rows; differences are paired, with intervals."""
+    precision: tuple[str, ...] = ()
+    """Precisions to answer in, one after another, as in 4bit,8bit,16bit: each against the widest, paired."""
     swap_images: bool = False
     """Answer once more with each row's pictures taken from another row: does the model look?"""
+    rank: bool = False
+    """Instead of answering, rank the rows by the loss of their own answers: wrong labels come first."""
+    top: int = 20
+    """Rows of the ranking that are printed; the file has all."""
     out: Path | None = None
     """File for the result. Unset: eval-SPLIT.json in the run's or model's folder."""
     seed: int = 0
@@ -54,11 +60,27 @@ class EvalConfig:
         Raises:
             ConfigError: A value is out of range.
         """
-        problems = _not_positive(self, "rows", "batch_size", "max_new_tokens")
+        problems = _not_positive(self, "rows", "batch_size", "max_new_tokens", "top")
+        known = get_args(LoadIn)[1:]
+        problems += [
+            f"precision: {name!r} is not one of {', '.join(known)}" for name in self._named() if name not in known
+        ]
+        if self.precision and self.load_in != "auto":
+            problems.append("--precision and --load-in both say how the weights are held: pass one of them")
+        if self.rank and (self.compare or self.precision or self.swap_images):
+            problems.append("--rank asks for no answers: --compare, --precision and --swap-images do not go with it")
         if self.out is not None and self.out.suffix == ".jsonl":
             problems.append(f"out: {str(self.out)!r} is where the predictions go; name a .json file for the scores")
         if problems:
             raise ConfigError(problems)
+
+    def _named(self) -> list[str]:
+        return [part.strip() for each in self.precision for part in each.split(",") if part.strip()]
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions of --precision, the widest first, each once."""
+        return tuple(sorted(set(self._named()), key=lambda name: -int(name.removesuffix("bit"))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,17 @@ class ModelSource:
             raise ConfigError("--data is missing: only a run's folder remembers what it was trained on")
         return data
 
+    def result_path(self, given: Path | None, file_name: str) -> Path:
+        """Where a result goes: the file that was given, else into the run's, adapter's or model's folder.
+
+        Raises:
+            ConfigError: That folder does not exist.
+        """
+        out = given or (self.run or self.adapter or Path(self.name)) / file_name
+        if not out.parent.is_dir():
+            raise ConfigError(f"{out.parent}: no such folder for the result; name a file with --out")
+        return out
+
     @property
     def is_local(self) -> bool:
         """Whether the weights are in a folder here."""

@@ -5,7 +5,7 @@ table → matching, edits, vqa, structured, captions, labels, bootstrap
 
 from __future__ import annotations
 
-from vlmtrain.metrics.labels import Confusion, tabulate_confusion
+from vlmtrain.metrics.labels import Confusion, are_labels, tabulate_confusion
 from vlmtrain.metrics.table import METRICS, Comparison, Metric, Score, compare, find_metrics, score, score_rows
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Confusion",
     "Metric",
     "Score",
+    "are_labels",
     "compare",
     "find_metrics",
     "score",

@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 from vlmdata.errors import DataError
 from vlmtrain.metrics.matching import best_of, canonical_text
 
-__all__ = ["Confusion", "count_labels", "label_match", "macro_f1_of_counts", "tabulate_confusion"]
+__all__ = ["Confusion", "are_labels", "count_labels", "label_match", "macro_f1_of_counts", "tabulate_confusion"]
 
 OTHER = "(other)"
 """The column of predictions that are none of the labels."""
 
 MAX_LABELS = 1000
 """More different answers than this are texts, not labels."""
+
+MAX_TABLE_LABELS = 50
+"""A larger confusion table is not looked at."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +54,13 @@ def _pair_labels(predictions: Sequence[str], references: Sequence[Sequence[str]]
         options = [_canonical_label(option) for option in accepted]
         expected.append(label if label in options else options[0])
     return written, expected
+
+
+def are_labels(references: Sequence[Sequence[str]]) -> bool:
+    """Whether the references of a set look like labels: a few short texts on one line that occur again and again."""
+    first = {_canonical_label(accepted[0]) for accepted in references}
+    short = all(len(label) <= 60 and "\n" not in label for label in first)
+    return short and 2 <= len(first) <= min(MAX_TABLE_LABELS, len(references) // 2)
 
 
 def tabulate_confusion(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Confusion:
