@@ -45,6 +45,9 @@ def test_every_plan_finds_what_brute_force_finds(distance: int, monkeypatch: pyt
         plans.add((plan.radii, plan.chunks_equal))
         monkeypatch.setattr(search, "choose_plan", lambda *_, plan=plan: plan)
         assert as_dict(neighbours_within(codes, distance)) == wanted
+        across = {pair: d for pair, d in wanted.items() if pair[0] < 150 <= pair[1]}
+        assert as_dict(neighbours_within(codes, distance, between=150)) == across
+        assert across
     assert len(plans) >= 2 or distance > 60
 
 

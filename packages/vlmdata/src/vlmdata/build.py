@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlmdata.build_config import BuildConfig
+from vlmdata.decontamination import Evaluation, open_evaluation_sets, prepare_evaluation
 from vlmdata.errors import DataError, ResourceError
 from vlmdata.manifest import Manifest, SplitEntry, write_json_atomically
 from vlmdata.output_folder import (
@@ -36,7 +37,7 @@ from vlmdata.publish import collect_stamps, write_splits
 from vlmdata.report import REPORT_NAME, ReportInputs, write_report
 from vlmdata.shard_writer import write_set_files
 from vlmdata.shards import BuiltFolder
-from vlmdata.sources import Source, open_sources
+from vlmdata.sources import open_sources
 from vlmdata.sources.image_bytes import stamp_file
 from vlmdata.stage import PartitionSummary
 from vlmdata.stats import STATS_NAME, compute_stats, count_splits
@@ -100,8 +101,9 @@ def build_folder(
     with explain_disk_errors(config.out):
         before = check_output(config.out, config.content_values(), overwrite=config.output.overwrite)
         sources = open_sources(config.inputs, config.input)
+        sets = open_evaluation_sets(config.dedup.against, config.columns.image, config.input)
+        files = [path for source in sources for path in source.files] + [path for each in sets for path in each.files]
         if before is not None:
-            files = [path for source in sources for path in source.files]
             if has_stamps_unchanged(config.out, files) and touch_manifest(config.out, before):
                 note(f"{config.out} is whole and its inputs are unchanged")
                 seconds = time.monotonic() - started
@@ -110,8 +112,11 @@ def build_folder(
         inputs = plan_inputs(sources, config, note)
         with lock_output(config.out):
             stage = staging_folder(config.out)
+            evaluation = prepare_evaluation(
+                sets, config, stage, on_partition=on_partition, on_note=lambda line: note(f"against {line}")
+            )
             prepared = prepare_inputs(inputs, config, stage, keep_rows=True, on_partition=on_partition)
-            manifest = _finish(prepared, sources, config, note)
+            manifest = _finish(prepared, evaluation, files, config, note)
     return BuildReport(
         out=config.out,
         manifest=manifest,
@@ -139,7 +144,11 @@ def explain_disk_errors(place: Path) -> Iterator[None]:
 
 
 def _finish(
-    prepared: Prepared, sources: Sequence[Source], config: BuildConfig, note: Callable[[str], None]
+    prepared: Prepared,
+    evaluation: Evaluation,
+    files: Sequence[Path],
+    config: BuildConfig,
+    note: Callable[[str], None],
 ) -> Manifest:
     """Write the folder beside its place and move it in; the manifest comes last."""
     stage = staging_folder(config.out)
@@ -147,7 +156,7 @@ def _finish(
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir()
     rejected = ready / "rejected.jsonl"
-    settled = settle_rows(config, stage, prepared.partitions, rejected)
+    settled = settle_rows(config, stage, prepared.partitions, rejected, evaluation.parts)
     try:
         check_rejects(settled.counts, config.output.max_reject_rate, config.out / rejected.name)
     except DataError:
@@ -160,7 +169,7 @@ def _finish(
     for name, entry in entries.items():
         if not entry.rows:
             note(f"split {name!r} has no rows")
-    manifest = _describe(prepared, settled, entries, config)
+    manifest = _describe(prepared, evaluation, settled, entries, config)
     folder = BuiltFolder(ready, manifest)
     figures = count_splits(folder)
     write_json_atomically(ready / STATS_NAME, compute_stats(folder, figures))
@@ -168,13 +177,20 @@ def _finish(
         folder=folder, splits=figures, settled=settled, stage=stage, inputs=prepared.inputs, config=config
     )
     write_report(ready / REPORT_NAME, report)
-    stamps = [stamp_file(str(path.resolve())) for source in sources for path in source.files]
-    write_stamps(config.out, [*stamps, *collect_stamps(stage, (each.number for each in prepared.partitions))])
+    stamps = [stamp_file(str(path.resolve())) for path in files]
+    images = collect_stamps(stage, (each.number for each in prepared.partitions))
+    write_stamps(config.out, [*stamps, *images, *evaluation.stamps])
     commit(config.out, ready, manifest)
     return manifest
 
 
-def _describe(prepared: Prepared, settled: Settled, entries: Mapping[str, SplitEntry], config: BuildConfig) -> Manifest:
+def _describe(
+    prepared: Prepared,
+    evaluation: Evaluation,
+    settled: Settled,
+    entries: Mapping[str, SplitEntry],
+    config: BuildConfig,
+) -> Manifest:
     inputs = []
     for source, reading in prepared.inputs:
         mine = [each for each in prepared.partitions if each.source == source.name]
@@ -189,12 +205,14 @@ def _describe(prepared: Prepared, settled: Settled, entries: Mapping[str, SplitE
         )
     content = config.content_values()
     # where the inputs lie is not what they are
-    portable = {name: value for name, value in content.items() if name not in ("inputs", "image_root")}
+    portable = {name: value for name, value in content.items() if name not in ("inputs", "image_root", "against")}
+    digests = [each["digest"] for each in evaluation.described]
     return Manifest(
         splits=entries,
         counts=settled.counts,
-        fingerprint=hash_json([portable, inputs, list_versions()]),
+        fingerprint=hash_json([portable, inputs, digests, list_versions()]),
         config=content,
         versions=list_versions(),
         inputs=tuple(inputs),
+        against=evaluation.described,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from vlmdata.errors import ConfigError
 from vlmdata.options import build_section, flatten
 from vlmdata.text_config import TextConfig
 
-__all__ = ["SECTIONS", "BuildConfig", "PlaceConfig"]
+__all__ = ["NOT_FOR_HASHES", "SECTIONS", "BuildConfig", "PlaceConfig"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +26,14 @@ class PlaceConfig:
 
 
 SECTIONS = (InputConfig, ColumnConfig, TextConfig, ImageConfig, DedupConfig, SplitConfig, OutputConfig)
+
+# Options that say nothing about which images there are and what they become.
+NOT_FOR_HASHES = frozenset(
+    field.name
+    for section in (ColumnConfig, TextConfig, DedupConfig, SplitConfig, OutputConfig)
+    for field in fields(section)
+    if field.name not in ("image", "workers")
+) | {"format", "where", "source_split", "pages", "salvage_truncated", "jpeg_quality"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

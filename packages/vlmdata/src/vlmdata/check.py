@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vlmdata.build import explain_disk_errors
 from vlmdata.build_config import BuildConfig
+from vlmdata.decontamination import open_evaluation_sets, prepare_evaluation
 from vlmdata.errors import DataError
 from vlmdata.manifest import Counts
 from vlmdata.pipeline import check_rejects, plan_inputs, prepare_inputs, settle_rows
@@ -41,12 +42,16 @@ def check_inputs(
         ToolkitError: as the build would.
     """
     sources = open_sources(config.inputs, config.input)
+    sets = open_evaluation_sets(config.dedup.against, config.columns.image, config.input)
     with tempfile.TemporaryDirectory(prefix="vlmdata-check-") as name, explain_disk_errors(Path(name)):
         stage = Path(name)
         inputs = plan_inputs(sources, config, on_note)
+        evaluation = prepare_evaluation(
+            sets, config, stage, on_partition=on_partition, on_note=lambda line: on_note(f"against {line}")
+        )
         prepared = prepare_inputs(inputs, config, stage, keep_rows=False, on_partition=on_partition)
         report = stage / "rejected.jsonl"
-        settled = settle_rows(config, stage, prepared.partitions, report)
+        settled = settle_rows(config, stage, prepared.partitions, report, evaluation.parts)
         if rejected is not None:
             shutil.copyfile(report, rejected)
         check_rejects(settled.counts, config.output.max_reject_rate, rejected)

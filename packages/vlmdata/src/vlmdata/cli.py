@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlmdata.build_config import SECTIONS, BuildConfig, PlaceConfig
+from vlmdata.build_config import NOT_FOR_HASHES, SECTIONS, BuildConfig, PlaceConfig
 from vlmdata.errors import ToolkitError
 from vlmdata.options import add_options, read_yaml
 
@@ -77,6 +77,30 @@ def check(inputs: tuple[str, ...], config_file: Path | None, rejected: Path | No
             config, rejected=rejected, on_partition=lambda done: advance(done.read), on_note=click.echo
         )
     _print_counts(counts, rejected)
+
+
+@cli.command("hash")
+@click.argument("inputs", nargs=-1, required=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Parquet file to write.")
+@click.option(
+    "--thumbnails",
+    is_flag=True,
+    help="Add the copies of 64x64 px by which near-duplicates are looked at twice. A list without them shows nothing "
+    "of its pictures, and finds near-duplicates up to 20 of 256 bits only.",
+)
+@add_options(*SECTIONS, skip=NOT_FOR_HASHES)
+@_CONFIG_OPTION
+def hash_(inputs: tuple[str, ...], config_file: Path | None, out: Path, thumbnails: bool, **options: Any) -> None:
+    """Write the hashes of all images of INPUTS, as build --against takes them in place of the images."""
+    from vlmdata.hashing import hash_images
+
+    config = _read_config(inputs, config_file, {**options, "out": out})
+    with _progress() as advance:
+        count = hash_images(
+            config, thumbnails=thumbnails, on_partition=lambda done: advance(done.read), on_note=click.echo
+        )
+    signals = "pixel and perceptual hashes" + (", thumbnails" if thumbnails else "")
+    click.echo(f"{out}: {count} images; {signals}; {out.stat().st_size / 1e6:.1f} MB")
 
 
 @cli.command()

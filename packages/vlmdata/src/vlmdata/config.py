@@ -228,6 +228,9 @@ class DedupConfig:
     """Rows are duplicates if images and text agree (pair), or if the images do, whatever the text (image)."""
     near_distance: int = 31
     """Bits of 256 in which the perceptual hashes of two near-duplicates may differ."""
+    against: tuple[str, ...] = ()
+    """Evaluation set (images, a set of any format, a built folder, a list of vlmdata hash, or a hub id as
+    owner/name@test) whose images must not be trained on: rows that show one are dropped; can be given again."""
 
     def __post_init__(self) -> None:
         """Check the distance."""
@@ -283,7 +286,8 @@ class OutputConfig:
     workers: int | None = None
     """Processes that read and prepare images; 0 works in the calling process [default: one for each core]."""
     max_reject_rate: float = 0.5
-    """Share of rejected rows above which the build fails; rows left out by --where and duplicates do not count."""
+    """Share of rejected rows above which the build fails; what was asked for does not count: rows left out by --where,
+    duplicates, rows dropped by --against."""
     shard_size: str = "500MB"
     """Size at which a new shard is begun."""
     overwrite: bool = False

@@ -5,7 +5,8 @@ Its form:
     {"schema_version": 1, "fingerprint": "…",
      "counts": {"read": 900, "kept": 890, "rejected": {"image_missing": 1, …}},
      "splits": {"train": {"rows": 810, "shards": [{"file", "rows", "bytes", "sha256"}]}, …},
-     "config": {…}, "versions": {…}, "inputs": [{"path", "kind", "format", "rows", "digest"}, …]}
+     "config": {…}, "versions": {…}, "inputs": [{"path", "kind", "format", "rows", "digest"}, …],
+     "against": [{"path", "kind", "images", "digest"}, …]}
 
 Paths of shards are relative to the folder, those of inputs to the place that all inputs have in common.
 """
@@ -83,6 +84,7 @@ class Manifest:
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     inputs: tuple[Mapping[str, Any], ...] = ()
+    against: tuple[Mapping[str, Any], ...] = ()
 
 
 def write_json_atomically(path: Path, value: Any, *, durable: bool = True) -> None:
@@ -146,6 +148,7 @@ def _parse_manifest(raw: dict[str, Any]) -> Manifest:
         config=raw["config"],
         versions=raw["versions"],
         inputs=tuple(raw["inputs"]),
+        against=tuple(raw.get("against", ())),
         schema_version=raw["schema_version"],
     )
 

@@ -140,5 +140,7 @@ def commit(out: Path, ready: Path, manifest: Manifest) -> None:
     ready.rmdir()
     write_manifest(out, manifest)
     for path in staging_folder(out).iterdir():
-        if path.name not in (_STAMPS, "lock"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (_STAMPS, "lock"):
             path.unlink()

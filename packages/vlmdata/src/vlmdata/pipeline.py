@@ -16,7 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmdata.build_config import BuildConfig
-from vlmdata.dedup import Duplicates, ImageLinks, find_duplicates, link_images
+from vlmdata.dedup import (
+    Contamination,
+    Duplicates,
+    EvaluationImages,
+    ImageLinks,
+    find_contamination,
+    find_duplicates,
+    link_images,
+)
 from vlmdata.errors import ConfigError, DataError
 from vlmdata.formats import Reading, plan_reading
 from vlmdata.manifest import Counts
@@ -50,7 +58,7 @@ _STAGE_VERSION = 1
 # How many rows of an input are looked at to tell its format and columns.
 _HEAD_ROWS = 64
 # Reasons that are choices, not defects of the data: they do not count towards --max-reject-rate.
-_CHOSEN_REASONS = frozenset(("filtered", "duplicate_exact", "duplicate_near"))
+_CHOSEN_REASONS = frozenset(("filtered", "duplicate_exact", "duplicate_near", "contaminated"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,7 @@ class Settled:
         staged: R staged rows.
         split_of: (R,) 0 for train, 1 for the first split set aside and so on, -1 for rows that are dropped.
         counts: of all rows that were read.
+        contamination: the rows that were dropped because they show a picture of an evaluation set.
         duplicates: the rows that were dropped for others.
         links: which images are the same, where that was worked out.
     """
@@ -76,6 +85,7 @@ class Settled:
     staged: StagedSet
     split_of: npt.NDArray[np.int64]
     counts: Counts
+    contamination: Contamination
     duplicates: Duplicates
     links: ImageLinks | None
 
@@ -172,35 +182,39 @@ def prepare_inputs(
     return Prepared(inputs, sorted(partitions, key=lambda each: each.number))
 
 
-def settle_rows(config: BuildConfig, stage: Path, partitions: Sequence[PartitionSummary], rejected: Path) -> Settled:
-    """Find duplicates, assign splits, write rejected.jsonl, and make sure that every row is accounted for."""
+def settle_rows(
+    config: BuildConfig,
+    stage: Path,
+    partitions: Sequence[PartitionSummary],
+    rejected: Path,
+    evaluation: Sequence[EvaluationImages],
+) -> Settled:
+    """Drop contaminated rows and duplicates, assign splits, write rejected.jsonl, and account for every row."""
     staged = gather_signatures(stage, partitions)
-    duplicates, links, split_of = _compare(staged, config)
-    reasons = write_rejections(rejected, stage, staged, duplicates)
+    signatures = staged.signatures
+    contamination = find_contamination(signatures, evaluation, config.dedup.near_distance)
+    is_kept = np.ones(len(signatures.text_hash), np.bool_)
+    is_kept[contamination.row] = False
+    links: ImageLinks | None = None
+    if config.split.fractions or config.dedup.dedup == "near":
+        links = link_images(signatures, config.dedup.near_distance)
+    known = links if config.dedup.dedup == "near" else None
+    duplicates = find_duplicates(signatures, config.dedup, known, is_candidate=is_kept)
+    is_kept[duplicates.row] = False
+    reasons = write_rejections(rejected, stage, staged, duplicates, contamination, evaluation)
     counts = Counts(
         read=sum(each.read for each in partitions),
-        kept=int((split_of >= 0).sum()),
+        kept=int(is_kept.sum()),
         rejected=dict(sorted(reasons.items())),
     )
     if not counts.is_balanced():
         raise AssertionError(f"rows are lost: {counts}")
-    return Settled(staged, split_of, counts, duplicates, links)
-
-
-def _compare(staged: StagedSet, config: BuildConfig) -> tuple[Duplicates, ImageLinks | None, npt.NDArray[np.int64]]:
-    signatures = staged.signatures
-    links: ImageLinks | None = None
-    if config.split.fractions or config.dedup.dedup == "near":
-        links = link_images(signatures, config.dedup.near_distance)
-    duplicates = find_duplicates(signatures, config.dedup, links if config.dedup.dedup == "near" else None)
-    is_kept = np.ones(len(signatures.text_hash), np.bool_)
-    is_kept[duplicates.row] = False
     split_of = np.zeros(len(is_kept), np.int64)
     if links is not None and config.split.fractions:
         fractions, seed = config.split.fractions, config.split.seed
         split_of = assign_splits(signatures, links, staged.group, is_kept, fractions, seed)
     split_of[~is_kept] = -1
-    return duplicates, links, split_of
+    return Settled(staged, split_of, counts, contamination, duplicates, links)
 
 
 def check_rejects(counts: Counts, max_reject_rate: float, report: Path | None) -> None:

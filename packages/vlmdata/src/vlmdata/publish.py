@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vlmdata.dedup import Duplicates
+from vlmdata.dedup import Contamination, Duplicates, EvaluationImages
 from vlmdata.errors import DataError
 from vlmdata.manifest import SplitEntry
 from vlmdata.sample import Rejection
@@ -52,35 +53,64 @@ def write_splits(
         return {writer.name: writer.close() for writer in writers}
 
 
-def write_rejections(path: Path, stage: Path, staged: StagedSet, duplicates: Duplicates) -> Counter[str]:
+def write_rejections(
+    path: Path,
+    stage: Path,
+    staged: StagedSet,
+    duplicates: Duplicates,
+    contamination: Contamination,
+    evaluation: Sequence[EvaluationImages],
+) -> Counter[str]:
     """Write rejected.jsonl in the order of the input, and return how many rows each reason took."""
     counts: Counter[str] = Counter()
+    dropped = heapq.merge(
+        _describe_duplicates(staged, duplicates),
+        _describe_contaminated(staged, contamination, evaluation),
+        key=lambda item: item[0],
+    )
     with path.open("w", encoding="utf-8") as file:
-        for rejection in _merge(stage, staged, duplicates):
+        for rejection in _merge(stage, staged, dropped):
             if rejection.level == "row":
                 counts[rejection.reason] += 1
             file.write(json.dumps(rejection.to_json(), ensure_ascii=False) + "\n")
     return counts
 
 
-def _merge(stage: Path, staged: StagedSet, duplicates: Duplicates) -> Iterator[Rejection]:
-    bounds = np.searchsorted(duplicates.row, [*staged.first_row.tolist(), np.iinfo(np.int64).max])
-    found = iter(duplicates)
+def _merge(stage: Path, staged: StagedSet, dropped: Iterator[tuple[int, Rejection]]) -> Iterator[Rejection]:
+    """Yield the rejections of each partition and, by their places among all staged rows, the rows dropped later."""
+    waiting = next(dropped, None)
     for i, partition in enumerate(staged.partitions):
         marker = read_marker(StagedFiles(stage, partition.number))
         if marker is None:
             raise DataError(f"{stage}: staged partition {partition.number} changed while the build was running")
-        dropped = [_describe(staged, *next(found)) for _ in range(int(bounds[i + 1] - bounds[i]))]
-        yield from sorted([*marker.rejections, *dropped], key=lambda rejection: rejection.row)
+        end = int(staged.first_row[i]) + partition.kept
+        mine = marker.rejections
+        while waiting is not None and waiting[0] < end:
+            mine.append(waiting[1])
+            waiting = next(dropped, None)
+        yield from sorted(mine, key=lambda rejection: rejection.row)
 
 
-def _describe(staged: StagedSet, place: int, kept_place: int, reason: str, distance: int) -> Rejection:
-    source, row, row_id = staged.name(place)
-    kept_source, kept_row, kept_id = staged.name(kept_place)
-    place_of_kept = f"{kept_source}:{kept_row}"
-    who = kept_id if kept_id == place_of_kept else f"{kept_id} ({place_of_kept})"
-    how = f", distance {distance} of 256" if reason == "duplicate_near" else ""
-    return Rejection(source, row, "dedup", reason, f"of {who}{how}", row_id)
+def _describe_duplicates(staged: StagedSet, duplicates: Duplicates) -> Iterator[tuple[int, Rejection]]:
+    for place, kept_place, reason, distance in duplicates:
+        source, row, row_id = staged.name(place)
+        kept_source, kept_row, kept_id = staged.name(kept_place)
+        place_of_kept = f"{kept_source}:{kept_row}"
+        who = kept_id if kept_id == place_of_kept else f"{kept_id} ({place_of_kept})"
+        how = f", distance {distance} of 256" if reason == "duplicate_near" else ""
+        yield place, Rejection(source, row, "dedup", reason, f"of {who}{how}", row_id)
+
+
+def _describe_contaminated(
+    staged: StagedSet, contamination: Contamination, evaluation: Sequence[EvaluationImages]
+) -> Iterator[tuple[int, Rejection]]:
+    counts = np.diff(staged.signatures.row_offsets)
+    for place, position, name, is_near, distance in contamination.describe(evaluation):
+        source, row, row_id = staged.name(place)
+        which = f"image {position + 1} of {counts[place]} is" if counts[place] > 1 else "is"
+        likeness = f"nearly evaluation image {name}" if is_near else f"evaluation image {name}"
+        how = f"distance {distance} of 256" if is_near else "equal pixels"
+        yield place, Rejection(source, row, "dedup", "contaminated", f"{which} {likeness}, {how}", row_id)
 
 
 def collect_stamps(stage: Path, partitions: Iterable[int]) -> Iterator[FileStamp]:

@@ -46,7 +46,13 @@ class Duplicates:
         return len(self.row)
 
 
-def find_duplicates(signatures: Signatures, config: DedupConfig, links: ImageLinks | None = None) -> Duplicates:
+def find_duplicates(
+    signatures: Signatures,
+    config: DedupConfig,
+    links: ImageLinks | None = None,
+    *,
+    is_candidate: npt.NDArray[np.bool_] | None = None,
+) -> Duplicates:
     """Find the rows to drop.
 
     Rows are duplicates if they show the same pictures in the same order and, in scope `pair`, say the same. Of a group
@@ -57,17 +63,22 @@ def find_duplicates(signatures: Signatures, config: DedupConfig, links: ImageLin
         signatures: The set.
         config: What counts as a duplicate. Rows without images are duplicates by text, in scope `pair` only.
         links: From `link_images` with the config's distance, where they are at hand.
+        is_candidate: (R,) bool, rows that take part; others (dropped for another reason) are neither dropped nor kept
+            for any. All, by default.
     """
     rows = np.arange(len(signatures.text_hash))
     if config.dedup == "none":
         return _duplicates(rows, rows, rows)
     if links is None:
         links = link_images(signatures, config.near_distance if config.dedup == "near" else None)
+    if is_candidate is None:
+        is_candidate = np.ones(len(rows), np.bool_)
     rank = _keep_rank(signatures)
-    representative = _first_of_equals(signatures, links, config, rank)
+    representative = _first_of_equals(signatures, links, config, rank, is_candidate)
     star, distance = rows.copy(), np.zeros(len(rows), np.int64)
     if config.dedup == "near" and len(links.pairs):
-        _gather_stars(signatures, links, config, rank, representative, star, distance)
+        standing = is_candidate & (representative == rows)
+        _gather_stars(signatures, links, config, rank, standing, star, distance)
     # Where the row that stands for its equals is itself dropped, they are all near the same kept row.
     return _duplicates(representative, star[representative], distance[representative])
 
@@ -97,16 +108,20 @@ def _keep_rank(signatures: Signatures) -> npt.NDArray[np.int64]:
 
 
 def _first_of_equals(
-    signatures: Signatures, links: ImageLinks, config: DedupConfig, rank: npt.NDArray[np.int64]
+    signatures: Signatures,
+    links: ImageLinks,
+    config: DedupConfig,
+    rank: npt.NDArray[np.int64],
+    is_candidate: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.int64]:
-    """(R,) for each row the best row with equal pixels in every image (and equal text)."""
+    """(R,) for each candidate the best one with equal pixels in every image (and equal text); else the row itself."""
     representative = np.arange(len(rank))
     counts = np.diff(signatures.row_offsets)
     text = np.ascontiguousarray(signatures.text_hash).view(np.uint64)
     for count in np.unique(counts).tolist():
         if count == 0 and config.dedup_scope == "image":
             continue
-        rows = np.flatnonzero(counts == count)
+        rows = np.flatnonzero(is_candidate & (counts == count))
         images = signatures.row_offsets[rows, None] + np.arange(count)
         keys = list(links.picture[signatures.row_images[images]].T)
         if config.dedup_scope == "pair":
@@ -126,19 +141,19 @@ def _gather_stars(
     links: ImageLinks,
     config: DedupConfig,
     rank: npt.NDArray[np.int64],
-    representative: npt.NDArray[np.int64],
+    is_standing: npt.NDArray[np.bool_],
     star: npt.NDArray[np.int64],
     distance: npt.NDArray[np.int64],
 ) -> None:
     """Enter, for each row that is near a better one that is kept, that row into `star` and the distance.
 
-    Only rows that stand for their equals take part, best first, each against the rows kept so far.
+    Only rows that stand for their equals (R bools) take part, best first, each against the rows kept so far.
     """
     graph = _PictureGraph(links)
     shown = links.picture[signatures.row_images]
     owner = np.repeat(np.arange(len(rank)), np.diff(signatures.row_offsets))
     rows = np.unique(owner[graph.is_linked[shown]])
-    rows = rows[representative[rows] == rows]
+    rows = rows[is_standing[rows]]
     kept_by_picture: dict[tuple[bytes, int, int], list[tuple[int, list[int]]]] = {}
     for row in rows[np.argsort(rank[rows])].tolist():
         pictures = shown[signatures.row_offsets[row] : signatures.row_offsets[row + 1]].tolist()

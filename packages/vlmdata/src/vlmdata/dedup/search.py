@@ -68,12 +68,15 @@ class Plan:
         return sum(math.comb(radius + self.chunks_equal, self.chunks_equal) for radius in self.radii if radius >= 0)
 
 
-def neighbours_within(codes: npt.NDArray[np.uint8], distance: int, *, threads: int | None = None) -> Neighbours:
+def neighbours_within(
+    codes: npt.NDArray[np.uint8], distance: int, *, between: int | None = None, threads: int | None = None
+) -> Neighbours:
     """All pairs of codes that differ in at most `distance` bits.
 
     Args:
         codes: (n, 32) uint8.
         distance: 0 to 255.
+        between: Only pairs of one of the first `between` codes and one of the others; None for pairs of all codes.
         threads: How many tables are worked on at once; by default one for each processor.
 
     Raises:
@@ -88,11 +91,11 @@ def neighbours_within(codes: npt.NDArray[np.uint8], distance: int, *, threads: i
     plan = choose_plan(len(codes), distance, bit_entropy)
     found = _PairSet()
     if not plan.radii:
-        for pairs in _compare_all(words, distance):
+        for pairs in _compare_all(words, distance, between):
             found.add(pairs)
     else:
         with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-            tables = _search_parts(codes, words, distance, plan, bit_entropy, pool)
+            tables = _search_parts(codes, words, distance, between, plan, bit_entropy, pool)
             for table_pairs in tqdm(tables, "searching near-duplicates", plan.tables, disable=None, delay=2):
                 found.add(table_pairs)
     first, second = found.unpacked()
@@ -139,6 +142,7 @@ def _search_parts(
     codes: npt.NDArray[np.uint8],
     words: npt.NDArray[np.uint64],
     distance: int,
+    between: int | None,
     plan: Plan,
     bit_entropy: npt.NDArray[np.float64],
     pool: Executor,
@@ -154,7 +158,7 @@ def _search_parts(
         chunk_count = radius + plan.chunks_equal
         cuts = [bits[chunk::chunk_count] for chunk in range(chunk_count)]
         chunks = list(pool.map(functools.partial(_gather_bits, columns), cuts))
-        search = functools.partial(_search_table, chunks, [len(cut) for cut in cuts], words, distance)
+        search = functools.partial(_search_table, chunks, [len(cut) for cut in cuts], words, distance, between)
         yield from pool.map(search, itertools.combinations(range(chunk_count), plan.chunks_equal))
 
 
@@ -175,6 +179,7 @@ def _search_table(
     widths: Sequence[int],
     words: npt.NDArray[np.uint64],
     distance: int,
+    between: int | None,
     chosen: Sequence[int],
 ) -> npt.NDArray[np.uint64]:
     """Packed pairs within the distance among the codes that are equal in the chosen chunks."""
@@ -194,6 +199,9 @@ def _search_table(
     close = [np.empty(0, np.uint64)]
     for starts, step in _likely_pairs(sorted_keys, order, words[: _words_to_glance_at(distance)], distance):
         first, second = order[starts], order[starts + step]
+        if between is not None:
+            wanted = (first < between) != (second < between)
+            first, second = first[wanted], second[wanted]
         near = _distances(words, first, second) <= distance
         close.append(_pack(first[near], second[near]))
     return np.concatenate(close)
@@ -231,11 +239,12 @@ def _words_to_glance_at(distance: int) -> int:
     return min(_CODE_BITS // 64, 1 + distance // 20)
 
 
-def _compare_all(words: npt.NDArray[np.uint64], distance: int) -> Iterator[npt.NDArray[np.uint64]]:
+def _compare_all(words: npt.NDArray[np.uint64], distance: int, between: int | None) -> Iterator[npt.NDArray[np.uint64]]:
     count = words.shape[1]
-    for row in range(count):
-        near = np.flatnonzero(_distances(words, slice(row, row + 1), slice(row + 1, count)) <= distance)
-        yield _pack(np.full(len(near), row, np.uint32), (near + row + 1).astype(np.uint32))
+    for row in range(count if between is None else between):
+        others = row + 1 if between is None else between
+        near = np.flatnonzero(_distances(words, slice(row, row + 1), slice(others, count)) <= distance)
+        yield _pack(np.full(len(near), row, np.uint32), (near + others).astype(np.uint32))
 
 
 def _distances(words: npt.NDArray[np.uint64], first: Any, second: Any) -> npt.NDArray[np.uint16]:

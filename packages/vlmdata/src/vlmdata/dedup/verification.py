@@ -40,7 +40,12 @@ _GREY_CHROMA = 6.0
 
 
 def verify_pairs(
-    thumbnail: Bytes, pairs: npt.NDArray[np.int64], distance: npt.NDArray[np.uint16], *, threads: int | None = None
+    thumbnail: Bytes,
+    pairs: npt.NDArray[np.int64],
+    distance: npt.NDArray[np.uint16],
+    *,
+    others: Bytes | None = None,
+    threads: int | None = None,
 ) -> npt.NDArray[np.bool_]:
     """Which of the candidate pairs show the same picture.
 
@@ -48,17 +53,19 @@ def verify_pairs(
         thumbnail: (M, 4224) uint8: 64x64 luma, 8x8 Cb and 8x8 Cr of each image.
         pairs: (K, 2) int64 indices of images.
         distance: (K,) differing bits of their hashes.
+        others: (N, 4224) uint8, which the second of each pair is one of; None where both are of `thumbnail`.
         threads: How many groups of pairs are worked on at once; by default one for each processor.
 
     Returns:
         (K,) bool.
     """
     verdicts = np.zeros(len(pairs), np.bool_)
+    seconds = thumbnail if others is None else others
     allowed = np.interp(distance, [_SURE_DISTANCE, _WIDE_DISTANCE], [_SURE_SHARE, _WIDE_SHARE])
 
     def verify(start: int) -> None:
         some = slice(start, start + _PAIRS_AT_ONCE)
-        first, second = thumbnail[pairs[some, 0]], thumbnail[pairs[some, 1]]
+        first, second = thumbnail[pairs[some, 0]], seconds[pairs[some, 1]]
         alike = color_differences(first, second) <= _MAX_COLOR_DIFFERENCE
         verdicts[some] = alike & (unexplained_contrast(first, second) <= allowed[some])
 

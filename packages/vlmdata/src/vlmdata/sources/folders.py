@@ -15,7 +15,15 @@ from vlmdata.sources.arrow_rows import count_rows, read_arrow
 from vlmdata.sources.rows import IndexedRow, Source
 from vlmdata.sources.split_choice import choose_split, slice_rows
 
-__all__ = ["DATA_SUFFIXES", "IMAGE_SUFFIXES", "find_data_files", "open_image_folder", "open_saved_set", "tell_folder"]
+__all__ = [
+    "DATA_SUFFIXES",
+    "IMAGE_SUFFIXES",
+    "find_data_files",
+    "list_images",
+    "open_image_folder",
+    "open_saved_set",
+    "tell_folder",
+]
 
 DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".tar", ".tgz")
 IMAGE_SUFFIXES = frozenset(
@@ -40,7 +48,7 @@ def tell_folder(folder: Path) -> str:
         return "image folder"
     if find_data_files(folder):
         return "data files"
-    if next(_list_images(folder), None) is not None:
+    if next(list_images(folder), None) is not None:
         return "image folder"
     raise DataError(f"{folder}: a folder without data files ({' '.join(DATA_SUFFIXES)}) and without images")
 
@@ -133,7 +141,7 @@ def open_image_folder(
         files, kind = (metadata[0],), f"image folder with {metadata[0].name}"
         rows = _with_image(read_file, metadata[0])
     else:
-        images = sorted(_list_images(place))
+        images = sorted(list_images(place))
         folders = sorted({place, *(image.parent for image in images)})
         files, kind = tuple(folders), "image folder, labels from the folders' names"
         rows = _labelled(images, place)
@@ -163,7 +171,8 @@ def _with_image(
     return rows
 
 
-def _list_images(folder: Path) -> Iterator[Path]:
+def list_images(folder: Path) -> Iterator[Path]:
+    """Yield the image files of a folder, at any depth, told by their names; hidden folders are left out."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
