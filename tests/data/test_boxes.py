@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from vlmdata import BuildConfig, build_folder, open_folder
-from vlmdata.formats import Placement, move_boxes
-from vlmdata.formats.boxes import read_objects
+from vlmdata.formats.boxes import Placement, move_boxes, read_objects
 from vlmdata.sample import Objects, Problem
 
 

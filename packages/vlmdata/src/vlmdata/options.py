@@ -94,6 +94,8 @@ def read_yaml(path: Path, sections: Sequence[type]) -> dict[str, Any]:
     problems: list[str] = []
     for key, value in loaded.items():
         name = str(key).replace("-", "_")
+        # a field that a keyword of Python would collide with ends with an underscore, and its option does not
+        name = f"{name}_" if f"{name}_" in hints else name
         if name not in hints:
             problems.append(f"{path}: {unknown_name('key', str(key), hints)}")
             continue
@@ -115,7 +117,8 @@ def build_section(section: type[Section], values: Mapping[str, Any], problems: l
         problems: Collects the messages of every section, so that all are shown at once.
     """
     names = [field.name for field in dataclasses.fields(section)]  # type: ignore[arg-type]  # as above
-    given = {name: values[name] for name in names if values.get(name) not in (None, ())}
+    written = {name: name if name in values else name.rstrip("_") for name in names}
+    given = {name: values[key] for name, key in written.items() if values.get(key) not in (None, ())}
     try:
         return section(**given)
     except ConfigError as error:
@@ -129,7 +132,7 @@ def flatten(*sections: Any) -> dict[str, Any]:
     for section in sections:
         for field in dataclasses.fields(section):
             value = getattr(section, field.name)
-            flat[field.name] = (
+            flat[field.name.rstrip("_")] = (
                 list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
             )
     return flat

@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 # Part of every partition's key: a change in what is staged makes older staged files useless.
-_STAGE_VERSION = 1
+_STAGE_VERSION = 2
 # How many rows of an input are looked at to tell its format and columns.
 _HEAD_ROWS = 64
 # Reasons that are choices, not defects of the data: they do not count towards --max-reject-rate.
@@ -144,6 +144,8 @@ def plan_inputs(
         problems.extend(f"{source.name}: {each}" for source, reading in planned for each in reading.unused_options)
     if problems:
         raise ConfigError(problems)
+    if planned and (sizes := config.images.describe_family()) is not None:
+        on_note(sizes)
     return planned
 
 

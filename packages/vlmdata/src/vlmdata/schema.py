@@ -68,8 +68,9 @@ class ImageInfoRow(TypedDict):
     """What is known of one stored image without decoding it.
 
     Sizes are in pixels, after EXIF orientation. `window` is the value range of a deep image that became black to white,
-    `frame` the one taken of an animation (else None), `salvaged` marks a file that ended too early, `note` is what
-    decoding said. `pixel_hash` is XXH3-128 of the stored pixels, `phash` a 256-bit perceptual hash, both hexadecimal.
+    `frame` the one taken of an animation or of a file of several pages (else None), `salvaged` marks a file that ended
+    too early, `note` is what decoding said. `pixel_hash` is XXH3-128 of the stored pixels, `phash` a 256-bit perceptual
+    hash, both hexadecimal.
     """
 
     original_width: int

@@ -27,9 +27,9 @@ class TextConfig:
     control_characters: Literal["reject", "strip"] = "reject"
     """What to do with control characters in text: reject the row, or take them out."""
     box_format: Literal["xyxy", "xywh", "cxcywh", "xyxy-norm", "xywh-norm", "cxcywh-norm", "xyxy-1000"] | None = None
-    """How the boxes of the column objects are written: two corners, corner and size, or centre and size, in px of the
-    original image, from 0 to 1 (-norm) or from 0 to 1000. They follow their image into its stored size. Without it,
-    boxes are left out."""
+    """How boxes are written, in the column objects and in texts ("bbox_2d": [x1, y1, x2, y2] in JSON, box tags): two
+    corners, corner and size, or centre and size, in px of the original image, from 0 to 1 (-norm) or from 0 to 1000.
+    They follow their image into its stored size. Without it, objects are left out, and texts left as they are."""
 
     def __post_init__(self) -> None:
         """Check the limits."""

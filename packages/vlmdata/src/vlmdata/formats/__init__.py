@@ -28,9 +28,11 @@ from vlmdata.formats.answers import ANSWER_NUMBER, expand_answers
 from vlmdata.formats.boxes import Placement, move_boxes, read_objects
 from vlmdata.formats.conversation import Draft
 from vlmdata.formats.filters import RowFilter
+from vlmdata.formats.pages import spread_pages
 from vlmdata.formats.reading import Reading
 from vlmdata.formats.refusals import find_preferences, name_other_kind
 from vlmdata.formats.templates import as_text, list_columns
+from vlmdata.formats.text_boxes import BOX_TAG, check_text_boxes, has_text_boxes, move_text_boxes
 from vlmdata.formats.validation import check_messages, check_references, escape_tokens, remove_control
 from vlmdata.sample import Message, Objects, Part, Problem, RawRow, Sample
 from vlmdata.text_config import TextConfig
@@ -42,7 +44,7 @@ __all__ = [
     "convert_row",
     "encode_meta",
     "expand_answers",
-    "move_boxes",
+    "fit_to_images",
     "plan_reading",
     "read_group",
 ]
@@ -106,6 +108,7 @@ def plan_reading(
         escape_tokens=column_config.template_tokens == "escape",
         texts=texts or TextConfig(),
         has_objects="objects" in names,
+        has_text_boxes=any(has_text_boxes(row) for row in rows),
     )
 
 
@@ -176,13 +179,16 @@ def convert_row(row: RawRow, index: int, source: str, reading: Reading) -> Sampl
             return system
     if reading.texts.control_characters == "strip":
         _rewrite(draft, remove_control)
+    boxed = reading.texts.box_format is not None
     if reading.escape_tokens:
-        _rewrite(draft, escape_tokens)
+        _rewrite(draft, (lambda text: _around_boxes(text, escape_tokens)) if boxed else escape_tokens)
     if problem := check_messages(draft.messages, reading.texts) or check_references(draft.references):
         return problem
     objects: Objects | Problem | None = None
     if reading.texts.box_format is not None:
         objects = read_objects(row.get("objects"), reading.texts.box_format, len(draft.images))
+        if problem := _check_boxes(draft):
+            return problem
     if isinstance(objects, Problem):
         return objects
     last = "".join(part.text or "" for part in draft.messages[-1].content)
@@ -196,6 +202,37 @@ def convert_row(row: RawRow, index: int, source: str, reading: Reading) -> Sampl
         objects=objects,
         meta={name: row.get(name) for name in reading.keep},
     )
+
+
+def fit_to_images(sample: Sample, placements: Sequence[Sequence[Placement]], box_format: str | None) -> Problem | None:
+    """Make a row's messages and boxes agree with its images as they are stored.
+
+    Args:
+        sample: the row, changed in place.
+        placements: for each of its images where it lies within its stored picture; several where a file has several
+            pages, which the row then shows all.
+        box_format: as `--box-format` names it; None leaves texts alone.
+
+    Returns:
+        Why the row cannot be used: a box of which it is not clear where it lies.
+    """
+    if problem := spread_pages(sample, [len(pages) for pages in placements]):
+        return problem
+    stored = [page for pages in placements for page in pages]
+    if sample.objects is not None:
+        sample.objects = move_boxes(sample.objects, stored)
+    return move_text_boxes(sample, stored, box_format) if box_format is not None else None
+
+
+def _check_boxes(draft: Draft) -> Problem | None:
+    texts = [part.text for message in draft.messages for part in message.content if part.text is not None]
+    return next((problem for text in (*texts, *draft.references) if (problem := check_text_boxes(text))), None)
+
+
+def _around_boxes(text: str, change: Callable[[str], str]) -> str:
+    """Change what stands between the box tags of a text, and not the tags."""
+    # a pattern with one group: texts and, between them, the tags
+    return "".join(piece if i % 2 else change(piece) for i, piece in enumerate(BOX_TAG.split(text)))
 
 
 def _rewrite(draft: Draft, change: Callable[[str], str]) -> None:

@@ -32,6 +32,7 @@ class Reading:
         names: the columns and roles that a `dataset_info.json` names, of the format that has one.
         unused_options: why options that name columns do not fit, where the rows are read without them.
         has_objects: whether there is a column with boxes.
+        has_text_boxes: whether texts of the first rows show boxes.
         texts: what texts must be, and which answers count.
     """
 
@@ -51,6 +52,7 @@ class Reading:
     names: object = None
     unused_options: tuple[str, ...] = ()
     has_objects: bool = False
+    has_text_boxes: bool = False
     texts: TextConfig = field(default_factory=TextConfig)
 
     def describe(self) -> str:
@@ -66,6 +68,13 @@ class Reading:
         }
         named = ", ".join(f"{name} {text!r}" for name, text in chosen.items() if text)
         images = "" if self.image or self.messages else "; no image column in the first rows"
-        boxes = f"; boxes as {self.texts.box_format}" if self.texts.box_format else "; boxes left out: no --box-format"
         unused = "; without --image, --instruction and --response" if self.unused_options else ""
-        return f"{self.format} ({named}{images}{boxes if self.has_objects else ''}{unused})"
+        return f"{self.format} ({named}{images}{self._describe_boxes()}{unused})"
+
+    def _describe_boxes(self) -> str:
+        if self.texts.box_format is not None:
+            shown = " in texts" if self.has_text_boxes and not self.has_objects else ""
+            return f"; boxes{shown} as {self.texts.box_format}" if self.has_objects or self.has_text_boxes else ""
+        left_out = "; boxes left out: no --box-format" if self.has_objects else ""
+        stale = "; boxes in texts do not follow their images: no --box-format" if self.has_text_boxes else ""
+        return left_out + stale

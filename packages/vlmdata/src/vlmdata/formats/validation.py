@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from vlmdata.formats.text_boxes import BOX_TAG
 from vlmdata.sample import Message, Problem
 from vlmdata.text_config import TextConfig
 
@@ -26,6 +27,7 @@ _TOKEN = re.compile(
     r"|\[/?(?:INST|IMG|IMG_BREAK|IMG_END|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|THINK)\]"
     r"|<</?SYS>>"
 )
+_BOX_TOKENS = ("<|box_start|>", "<|box_end|>", "<|object_ref_start|>", "<|object_ref_end|>")
 # Everything below a space but tab and line breaks, and delete.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -65,16 +67,23 @@ def escape_tokens(text: str) -> str:
     return text
 
 
-def check_text(text: str) -> Problem | None:
-    """Return what makes a text unfit: control characters, half characters, or a template's own token."""
+def check_text(text: str, *, allow_boxes: bool = False) -> Problem | None:
+    """Return what makes a text unfit: control characters, half characters, or a template's own token.
+
+    Args:
+        text: of a turn.
+        allow_boxes: whether box tags, which are tokens of Qwen's, may stand in it.
+    """
     if control := _CONTROL.search(text):
         return Problem("control_character", f"character {ord(control[0]):#04x} at position {control.start()}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         return Problem("bad_encoding", f"half a surrogate pair at position {error.start}")
-    if token := find_token(text):
-        return Problem("template_token", f"{token!r} stands in the text (--template-tokens escape keeps such rows)")
+    if token := find_token(BOX_TAG.sub(" ", text) if allow_boxes else text):
+        is_box = not allow_boxes and token in _BOX_TOKENS
+        way = "--box-format says how such boxes are written, and keeps" if is_box else "--template-tokens escape keeps"
+        return Problem("template_token", f"{token!r} stands in the text ({way} such rows)")
     return None
 
 
@@ -82,7 +91,7 @@ def check_messages(messages: list[Message], limits: TextConfig) -> Problem | Non
     """Return what is wrong with a conversation: its turns, an empty text, or a text that is unfit."""
     if problem := _check_turns([message.role for message in messages]):
         return problem
-    total = 0
+    total, allow_boxes = 0, limits.box_format is not None
     for message in messages:
         texts = [part.text or "" for part in message.content if part.type == "text"]
         shows_image = any(part.type == "image" for part in message.content)
@@ -90,7 +99,7 @@ def check_messages(messages: list[Message], limits: TextConfig) -> Problem | Non
             return Problem("empty_text", f"a turn of the {message.role} says nothing")
         total += sum(map(len, texts))
         for text in texts:
-            if problem := check_text(text) or _check_repetition(text, limits.max_repetition):
+            if problem := check_text(text, allow_boxes=allow_boxes) or _check_repetition(text, limits.max_repetition):
                 return problem
     if total > limits.max_chars:
         return Problem("text_too_long", f"{total} characters, more than --max-chars {limits.max_chars}")

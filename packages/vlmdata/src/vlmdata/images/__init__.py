@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from vlmdata.images.outcome import ImageProblem, PreparedImage
-from vlmdata.images.prepare import prepare_image
+from vlmdata.images.prepare import prepare_image, prepare_pages
 
-__all__ = ["ImageProblem", "PreparedImage", "prepare_image"]
+__all__ = ["ImageProblem", "PreparedImage", "prepare_image", "prepare_pages"]

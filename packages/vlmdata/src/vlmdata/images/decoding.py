@@ -52,14 +52,19 @@ class Decoded:
     note: str
 
 
-def decode(data: bytes, config: ImageConfig) -> Decoded:
-    """Decode a file, through a `decoder_session`.
+def decode(data: bytes, config: ImageConfig, page: int | None = None) -> Decoded:
+    """Decode a file, or one page of it, through a `decoder_session`.
+
+    Args:
+        data: The encoded file.
+        config: Bounds, sizes and policies.
+        page: Frame number of the page that is wanted, where the file has several and all are.
 
     Raises:
         ImageError: The config refuses the picture.
         Exception: Whatever Pillow and the libraries below it raise on a bad file.
     """
-    image = _open(data, config)
+    image = _open(data, config, page)
     file_format = image.format or ""
     orientation, note = (1, "")
     if file_format in _JPEG_FORMATS:
@@ -75,7 +80,7 @@ def decode(data: bytes, config: ImageConfig) -> Decoded:
     sideways = orientation in _SIDEWAYS
     original = image.size[::-1] if sideways else image.size
     layout = plan_layout(*original, config)
-    frame = frame_used(image)
+    frame = page if page is not None else frame_used(image)
     plain, window = _resample(image, layout.scaled[::-1] if sideways else layout.scaled, config)
     canonical, color_note = to_srgb(plain, None if image.mode == "LAB" else image.info.get("icc_profile"))
     return Decoded(
@@ -88,16 +93,19 @@ def decode(data: bytes, config: ImageConfig) -> Decoded:
         lossy_source=is_lossy(data, file_format, image.info.get("compression")),
         window=window,
         frame=frame,
-        note=f"{note}; {color_note}" if note and color_note else note or color_note,
+        note="; ".join(filter(None, (note, color_note, layout.note))),
     )
 
 
-def _open(data: bytes, config: ImageConfig) -> Image.Image:
+def _open(data: bytes, config: ImageConfig, page: int | None) -> Image.Image:
     image = Image.open(io.BytesIO(data))
     if image.format in _REFUSED_FORMATS:
         raise ImageError("image_unsupported", f"{image.format}: {_REFUSED_FORMATS[image.format]}")
+    if page is not None:
+        image.seek(page)
     check_size(*image.size, config)
-    check_pages(image, config)
+    if page is None:
+        check_pages(image, config)
     return image
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from vlmdata.config import ImageConfig
 from vlmdata.images.outcome import ImageError
 
-__all__ = ["check_pages", "frame_used"]
+__all__ = ["check_pages", "frame_used", "list_pages"]
 
 _PAGED_FORMATS = ("TIFF", "DCX")
 _ANIMATED_FORMATS = ("GIF", "PNG", "WEBP", "AVIF", "FLI", "MPO")
@@ -16,26 +16,39 @@ _REDUCED_COPY = 1
 
 
 def check_pages(image: Image.Image, config: ImageConfig) -> None:
-    """Refuse a file of several pages where the config does; smaller copies of the first page are not pages.
-
-    Leaves the image at its first frame.
+    """Refuse a file of several pages where the config does. Leaves the image at its first frame.
 
     Raises:
         ImageError: More than one page.
     """
-    if config.pages == "first" or image.format not in _PAGED_FORMATS:
+    if config.pages == "first":
         return
-    frames = getattr(image, "n_frames", 1)
-    if frames == 1:
-        return
-    pages = 1
+    pages = list_pages(image)
+    if len(pages) > 1:
+        raise ImageError("multi_page", f"{image.format} of {len(pages)} pages")
+
+
+def list_pages(image: Image.Image, limit: int | None = None) -> list[int]:
+    """Return the frame numbers of the pages of a file; smaller copies of a page, as in pyramids, are none.
+
+    Leaves the image at its first frame.
+
+    Args:
+        image: As it was opened.
+        limit: Pages that are enough; more are not looked for.
+    """
+    frames = getattr(image, "n_frames", 1) if image.format in _PAGED_FORMATS else 1
+    pages = [0]
     for frame in range(1, frames):
+        if limit is not None and len(pages) >= limit:
+            break
         image.seek(frame)
         kind = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) if hasattr(image, "tag_v2") else 0
-        pages += not (isinstance(kind, int) and kind & _REDUCED_COPY)
-    image.seek(0)
-    if pages > 1:
-        raise ImageError("multi_page", f"{image.format} of {pages} pages")
+        if not (isinstance(kind, int) and kind & _REDUCED_COPY):
+            pages.append(frame)
+    if frames > 1:
+        image.seek(0)
+    return pages
 
 
 def frame_used(image: Image.Image) -> int | None:

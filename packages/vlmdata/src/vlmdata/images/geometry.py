@@ -19,11 +19,13 @@ class Layout:
         scaled: (width, height) in px of the whole picture after resampling.
         stored: (width, height) in px of the stored image; differs from `scaled` by margins or cut edges.
         offset: (left, top) in px of the scaled picture within the stored one, negative where edges are cut.
+        note: what could not be had, empty if nothing.
     """
 
     scaled: tuple[int, int]
     stored: tuple[int, int]
     offset: tuple[int, int] = (0, 0)
+    note: str = ""
 
 
 def check_size(width: int, height: int, config: ImageConfig) -> None:
@@ -51,7 +53,7 @@ def plan_layout(width: int, height: int, config: ImageConfig) -> Layout:
     The aspect ratio is kept up to rounding. Where both bounds cannot be met, the upper one wins.
 
     Raises:
-        ImageError: The image is small and small ones are to be rejected.
+        ImageError: The image is small and small ones are to be rejected, or the processor of `for_` would refuse it.
     """
     if config.size_px is not None:
         return _exact_layout(width, height, config.size_px, config.fit)
@@ -62,8 +64,16 @@ def plan_layout(width: int, height: int, config: ImageConfig) -> Layout:
             raise ImageError("image_too_small", f"{width}x{height} px, a side is below min_side {config.min_side}")
         if config.small == "upscale":
             scale = min(config.min_side / short, config.max_side / long, config.max_upscale)
-    size = _scaled(width, height, scale, config)
-    return Layout(scaled=size, stored=size)
+    try:
+        size = config.fixed_point(width, height)
+    except ValueError as error:
+        raise ImageError("image_aspect", f"the processor of --for {config.for_} refuses it: {error}") from error
+    note = ""
+    if size is None:
+        size = _scaled(width, height, scale, config)
+        if config.expects_fixed_points:
+            note = f"no size within the bounds is left alone by the processor of {config.for_}"
+    return Layout(scaled=size, stored=size, note=note)
 
 
 def _scaled(width: int, height: int, scale: float, config: ImageConfig) -> tuple[int, int]:

@@ -23,7 +23,8 @@ class PreparedImage:
         content_box: (left, top, width, height) in px of the whole original picture within the stored one; reaches
             outside it after a crop.
         window: `LOW:HIGH`, the values that became black and white where the source was deeper than 8 bits.
-        frame: 0 where the first of several frames was taken, None for a still picture.
+        frame: 0 where the first of several frames was taken, the number of the page's frame where all pages were, None
+            for a still picture.
         salvaged: whether the file ended too early and what there was is kept.
         note: what else happened (warnings, chatter of the C libraries, an unusable colour profile), empty if nothing.
         pixel_hash: 128-bit hash of the stored pixels before encoding and of their size, 32 hexadecimal digits.

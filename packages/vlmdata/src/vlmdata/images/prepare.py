@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import io
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 from PIL import Image
 
@@ -12,14 +14,16 @@ from vlmdata.images.containers import strip_metadata
 from vlmdata.images.decoding import Decoded, decode
 from vlmdata.images.encoding import encode
 from vlmdata.images.fingerprint import fingerprint, hash_pixels
+from vlmdata.images.frames import list_pages
 from vlmdata.images.geometry import Layout
 from vlmdata.images.outcome import ImageProblem, PreparedImage
 from vlmdata.images.refusal import explain
 
-__all__ = ["prepare_image"]
+__all__ = ["prepare_image", "prepare_pages"]
 
 Action = Literal["stored", "stripped", "resized", "reencoded"]
 StoredFormat = Literal["JPEG", "PNG", "WEBP"]
+_Result = TypeVar("_Result")
 
 _STORED_AS: dict[str, StoredFormat] = {"JPEG": "JPEG", "MPO": "JPEG", "PNG": "PNG", "WEBP": "WEBP"}
 
@@ -36,32 +40,89 @@ def prepare_image(data: bytes, config: ImageConfig) -> PreparedImage | ImageProb
     Returns:
         The picture to store, or the reason why there is none; never an exception for bad data.
     """
+    if problem := _check_bytes(data, config):
+        return problem
+    return _salvage(data, config, None)
+
+
+def prepare_pages(data: bytes, config: ImageConfig) -> list[PreparedImage] | ImageProblem:
+    """Make of an image file what the config wants: one picture, or one for each page where all pages are wanted.
+
+    Args:
+        data: An encoded image file.
+        config: Bounds, sizes and policies.
+
+    Returns:
+        The pictures to store, in the order of the pages; or the reason why there are none, which may be that of any
+        one page.
+    """
+    if config.pages != "all" or _check_bytes(data, config) is not None:
+        outcome = prepare_image(data, config)
+        return outcome if isinstance(outcome, ImageProblem) else [outcome]
+    frames = _find_pages(data, config)
+    if isinstance(frames, ImageProblem):
+        return frames
+    if len(frames) > config.max_pages:
+        return ImageProblem("too_many_pages", f"more than max_pages {config.max_pages}")
+    pages = []
+    for number, frame in enumerate(frames, 1):
+        page = _salvage(data, config, frame if len(frames) > 1 else None)
+        if isinstance(page, ImageProblem):
+            where = f"page {number} of {len(frames)}: " if len(frames) > 1 else ""
+            return ImageProblem(page.reason, where + page.detail)
+        pages.append(page)
+    return pages
+
+
+def _check_bytes(data: bytes, config: ImageConfig) -> ImageProblem | None:
     if len(data) > config.max_image_bytes:
         return ImageProblem("image_too_large_bytes", f"{len(data)} bytes, more than {config.max_image_bytes}")
-    if not data:
-        return ImageProblem("image_unreadable", "the file is empty")
-    outcome = _attempt(data, config, salvage=False)
+    return None if data else ImageProblem("image_unreadable", "the file is empty")
+
+
+def _find_pages(data: bytes, config: ImageConfig) -> list[int] | ImageProblem:
+    def find() -> list[int]:
+        return list_pages(Image.open(io.BytesIO(data)), config.max_pages + 1)
+
+    found = _attempt(find, data, config, salvage=False)
+    return found if isinstance(found, ImageProblem) else found[0]
+
+
+def _salvage(data: bytes, config: ImageConfig, page: int | None) -> PreparedImage | ImageProblem:
+    """Prepare a picture; one that ends too early once more, for what there is of it, where the config wants that."""
+    outcome = _prepare(data, config, page, salvage=False)
     if isinstance(outcome, ImageProblem) and outcome.reason == "image_truncated" and config.salvage_truncated:
-        return _attempt(data, config, salvage=True)
+        return _prepare(data, config, page, salvage=True)
     return outcome
 
 
-def _attempt(data: bytes, config: ImageConfig, *, salvage: bool) -> PreparedImage | ImageProblem:
+def _prepare(data: bytes, config: ImageConfig, page: int | None, *, salvage: bool) -> PreparedImage | ImageProblem:
+    outcome = _attempt(lambda: _make_picture(data, config, page, salvage=salvage), data, config, salvage=salvage)
+    if isinstance(outcome, ImageProblem):
+        return outcome
+    prepared, said = outcome
+    prepared.note = one_line(prepared.note, *said)
+    return prepared
+
+
+def _attempt(
+    work: Callable[[], _Result], data: bytes, config: ImageConfig, *, salvage: bool
+) -> tuple[_Result, list[str]] | ImageProblem:
+    """What comes of some work on a file in a decoder session, and what decoders said; or why there is nothing."""
     said: list[str] = []
     try:
         with decoder_session(said, max_pixels=config.max_pixels, salvage_truncated=salvage):
-            prepared = _prepare(data, config, salvage=salvage)
+            result = work()
     # Hostile files make decoders raise nearly anything (OSError, ValueError, TypeError, struct.error, SyntaxError,
     # RecursionError, MemoryError, ...); here, and only here, each of them becomes the reason why there is no picture.
     except Exception as error:
         reason, detail = explain(error, data, said, config.max_pixels)
         return ImageProblem(reason, one_line(detail, *said))
-    prepared.note = one_line(prepared.note, *said)
-    return prepared
+    return result, said
 
 
-def _prepare(data: bytes, config: ImageConfig, *, salvage: bool) -> PreparedImage:
-    decoded = decode(data, config)
+def _make_picture(data: bytes, config: ImageConfig, page: int | None, *, salvage: bool) -> PreparedImage:
+    decoded = decode(data, config, page)
     picture = _place(decoded.picture, decoded.layout)
     stored, stored_format, action = _to_file(data, decoded, picture, config, salvage=salvage)
     # The whole picture identifies an image, not what margins or cut edges leave of it.

@@ -141,6 +141,7 @@ def _open_refused(sample: Sample, loader: ImageLoader, config: ImageConfig) -> H
         config,
         size=None,
         multiple_of=1,
+        for_=None,
         min_side=1,
         max_side=_THUMBNAIL_PX,
         small="keep",

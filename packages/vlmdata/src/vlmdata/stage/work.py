@@ -12,8 +12,8 @@ import pyarrow as pa
 import xxhash
 
 from vlmdata.dedup.signatures import hash_texts
-from vlmdata.formats import Placement, Reading, convert_row, encode_meta, move_boxes, read_group
-from vlmdata.images import ImageProblem, PreparedImage, prepare_image
+from vlmdata.formats import Placement, Reading, convert_row, encode_meta, fit_to_images, read_group
+from vlmdata.images import ImageProblem, PreparedImage, prepare_pages
 from vlmdata.sample import Message, Problem, RawRow, Rejection, Sample, StoredImage
 from vlmdata.schema import ARROW_SCHEMA, ImageInfoRow, Row
 from vlmdata.shard_writer import rows_to_batch
@@ -77,7 +77,7 @@ class _Partition:
         self._files = files
         self._loader = ImageLoader(settings.input, task.image_base, settings.images.max_image_bytes)
         self._rejections: list[Rejection] = []
-        self._prepared: dict[str, PreparedImage | ImageProblem] = {}
+        self._prepared: dict[str, list[PreparedImage] | ImageProblem] = {}
         self._prepared_bytes = 0
         self._content = xxhash.xxh3_128()
         self._rows: list[Row] = []
@@ -100,8 +100,13 @@ class _Partition:
                 if isinstance(prepared, Problem):
                     self._reject(at, "images", prepared, sample.id)
                     continue
-                thumbnails.writelines(image.thumbnail for image, _ in prepared)
-                self._add(sample, prepared, at)
+                placements = [[_place(page) for page in pages] for pages, _ in prepared]
+                if problem := fit_to_images(sample, placements, self._task.reading.texts.box_format):
+                    self._reject(at, "formats", problem, sample.id)
+                    continue
+                shown = [(page, name) for pages, name in prepared for page in pages]
+                thumbnails.writelines(image.thumbnail for image, _ in shown)
+                self._add(sample, shown, at)
                 if self._row_bytes >= _FLUSH_BYTES:
                     self._flush(stream)
             self._flush(stream)
@@ -140,8 +145,9 @@ class _Partition:
 
     def _prepare_all(
         self, sample: Sample, loaded: list[LoadedImage | Problem]
-    ) -> list[tuple[PreparedImage, str | None]] | Problem:
-        prepared: list[tuple[PreparedImage, str | None]] = []
+    ) -> list[tuple[list[PreparedImage], str | None]] | Problem:
+        """Return the pages of each image and the name of its file."""
+        prepared: list[tuple[list[PreparedImage], str | None]] = []
         for i, image in enumerate(loaded):
             if isinstance(image, Problem):
                 return _at_image(image, i, len(loaded))
@@ -151,12 +157,12 @@ class _Partition:
             prepared.append((outcome, image.name))
         return prepared
 
-    def _prepare(self, data: bytes) -> PreparedImage | ImageProblem:
+    def _prepare(self, data: bytes) -> list[PreparedImage] | ImageProblem:
         content = xxhash.xxh3_128_hexdigest(data)
         self._content.update(content.encode())
         if content in self._prepared:
             return self._prepared[content]
-        outcome = prepare_image(data, self._settings.images)
+        outcome = prepare_pages(data, self._settings.images)
         self._prepared[content] = outcome
         self._prepared_bytes += _size_of(outcome)
         while self._prepared_bytes > _REMEMBERED_BYTES and len(self._prepared) > 1:
@@ -165,8 +171,6 @@ class _Partition:
 
     def _add(self, sample: Sample, prepared: list[tuple[PreparedImage, str | None]], at: int) -> None:
         if self._settings.keep_rows:
-            if sample.objects is not None:
-                sample.objects = move_boxes(sample.objects, [_place(image) for image, _ in prepared])
             stored = [StoredImage(image.data, name, _describe(image)) for image, name in prepared]
             self._rows.append(sample.to_row(stored, encode_meta(sample)))
             self._row_bytes += sum(len(image.data) for image in stored)
@@ -207,8 +211,8 @@ def _at_image(problem: Problem, position: int, count: int) -> Problem:
     return problem if count == 1 else Problem(problem.reason, f"image {position + 1} of {count}: {problem.detail}")
 
 
-def _size_of(outcome: PreparedImage | ImageProblem) -> int:
-    return len(outcome.data) + len(outcome.thumbnail) if isinstance(outcome, PreparedImage) else 0
+def _size_of(outcome: list[PreparedImage] | ImageProblem) -> int:
+    return 0 if isinstance(outcome, ImageProblem) else sum(len(page.data) + len(page.thumbnail) for page in outcome)
 
 
 def _spoken(message: Message) -> Iterator[str]:
