@@ -2,6 +2,7 @@
 
 Every base picture is altered in each of the ways below, as a file; each altered file is held against its base (recall),
 and every picture against every picture of another base (precision). All methods see the same files in the same run.
+"hashes alone" is what a list of `vlmdata hash` finds, without the second look.
 The last table is of pages that are the same but for a detail, which people may call duplicates or not: the share of
 pairs of originals that each method takes for duplicates.
 
@@ -26,6 +27,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from rendered_pages import ALTERED_LAYOUTS, LAYOUTS, SPARSE_LAYOUTS, draw_text
 from vlmdata.config import DedupConfig, ImageConfig
+from vlmdata.dedup import UNVERIFIED_DISTANCE
 from vlmdata.dedup.search import neighbours_within
 from vlmdata.dedup.verification import verify_pairs
 from vlmdata.images import PreparedImage, prepare_image
@@ -170,33 +172,40 @@ def _near(
     return verdict
 
 
+def _near_by_hash(
+    signed: Signed, pairs: npt.NDArray[np.int64], distance: npt.NDArray[np.uint16]
+) -> npt.NDArray[np.bool_]:
+    """The verdict on the same pairs where the small copies are not there."""
+    return (distance <= UNVERIFIED_DISTANCE) & ~signed.is_flat.reshape(-1)[pairs].any(axis=1)
+
+
 def _bits(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
     return np.bitwise_count(first ^ second).sum(axis=-1, dtype=np.uint16)
 
 
 def recall(signed: Signed, limit: int) -> dict[str, list[float]]:
-    """Share of each kind of altered files that is found, by ours, imagehash and pdqhash."""
+    """Share of each kind of altered files that is found, by ours, our hashes alone, imagehash and pdqhash."""
     bases, files = signed.is_flat.shape
     found: dict[str, list[float]] = {}
     for place, name in enumerate(ALL_TRANSFORMS, start=1):
         first = np.arange(bases) * files
         pairs = np.stack([first, first + place], axis=1)
-        ours = _near(signed, pairs, _bits(signed.phash[:, 0], signed.phash[:, place]), limit)
+        distance = _bits(signed.phash[:, 0], signed.phash[:, place])
+        ours, alone = _near(signed, pairs, distance, limit), _near_by_hash(signed, pairs, distance)
         theirs = _bits(signed.imagehash[:, 0], signed.imagehash[:, place]) <= IMAGEHASH_DISTANCE
         pdq = _bits(signed.pdq[:, 0], signed.pdq[:, place]) <= PDQ_DISTANCE
-        found[name] = [float(verdict.mean()) for verdict in (ours, theirs, pdq)]
+        found[name] = [float(verdict.mean()) for verdict in (ours, alone, theirs, pdq)]
     return found
 
 
 def confusions(signed: Signed, limit: int) -> list[tuple[int, int]]:
-    """(rightly, wrongly) paired pictures among all pairs, by ours, imagehash and pdqhash."""
+    """(rightly, wrongly) paired pictures among all pairs, by ours, our hashes alone, imagehash and pdqhash."""
     bases, files = signed.is_flat.shape
     base_of = np.repeat(np.arange(bases), files)
     candidates = neighbours_within(signed.phash.reshape(-1, 32), limit)
-    ours = candidates.pairs[_near(signed, candidates.pairs, candidates.distance, limit)]
-    same = int((base_of[ours[:, 0]] == base_of[ours[:, 1]]).sum())
+    near = _near(signed, candidates.pairs, candidates.distance, limit)
+    alone = _near_by_hash(signed, candidates.pairs, candidates.distance)
     pdq = neighbours_within(signed.pdq.reshape(-1, 32), PDQ_DISTANCE).pairs
-    pdq_same = int((base_of[pdq[:, 0]] == base_of[pdq[:, 1]]).sum())
     right = wrong = 0
     codes = signed.imagehash.reshape(-1, 8).view(np.uint64)[:, 0]
     for place in range(len(codes) - 1):
@@ -204,19 +213,29 @@ def confusions(signed: Signed, limit: int) -> list[tuple[int, int]]:
         of_base = int(close[: files - 1 - place % files].sum())
         right += of_base
         wrong += int(close.sum()) - of_base
-    return [(same, len(ours) - same), (right, wrong), (pdq_same, len(pdq) - pdq_same)]
+
+    def judge(pairs: npt.NDArray[np.int64]) -> tuple[int, int]:
+        same = int((base_of[pairs[:, 0]] == base_of[pairs[:, 1]]).sum())
+        return same, len(pairs) - same
+
+    return [judge(candidates.pairs[near]), judge(candidates.pairs[alone]), (right, wrong), judge(pdq)]
 
 
 def report(name: str, signed: Signed, limit: int) -> None:
     bases, files = signed.is_flat.shape
     print(f"\n{name}: {bases} bases, {bases * files} pictures, {int(signed.is_flat[:, 0].sum())} flat")
-    columns = [f"vlmdata d<={limit}", f"imagehash d<={IMAGEHASH_DISTANCE}", f"pdqhash d<={PDQ_DISTANCE}"]
+    columns = [
+        f"vlmdata d<={limit}",
+        f"hashes alone d<={UNVERIFIED_DISTANCE}",
+        f"imagehash d<={IMAGEHASH_DISTANCE}",
+        f"pdqhash d<={PDQ_DISTANCE}",
+    ]
     print(f"{'recall, %':26s}" + "".join(f"{column:>18s}" for column in columns))
     shown = recall(signed, limit)
     for transform, shares in shown.items():
         if transform == next(iter(OTHER_TRANSFORMS)):
             print("  as they come out")
-        shares = shares if pdqhash else [*shares[:2], float("nan")]
+        shares = shares if pdqhash else [*shares[:3], float("nan")]
         print(f"{transform:26s}" + "".join(f"{share * 100:18.2f}" for share in shares))
     pairs = confusions(signed, limit)
     precision = [f"{100 * right / max(1, right + wrong):.3f}" for right, wrong in pairs]
@@ -226,16 +245,18 @@ def report(name: str, signed: Signed, limit: int) -> None:
 
 def report_altered(signed: Signed, limit: int) -> None:
     """Shares of pairs of originals taken for duplicates, layout by layout."""
-    print(f"\n{'pages altered in a detail':26s}{'vlmdata':>18s}{'imagehash':>18s}{'pdqhash':>18s}   (% of pairs)")
+    names = "".join(f"{name:>18s}" for name in ("vlmdata", "hashes alone", "imagehash", "pdqhash"))
+    print(f"\n{'pages altered in a detail':26s}{names}   (% of pairs)")
     files = signed.is_flat.shape[1]
     for layout in ALTERED_LAYOUTS:
         bases = np.flatnonzero(signed.layout == layout)
         pairs = np.array(list(itertools.combinations(bases, 2)))
         first, second = pairs.T
-        ours = _near(signed, pairs * files, _bits(signed.phash[first, 0], signed.phash[second, 0]), limit)
+        distance = _bits(signed.phash[first, 0], signed.phash[second, 0])
+        ours, alone = _near(signed, pairs * files, distance, limit), _near_by_hash(signed, pairs * files, distance)
         theirs = _bits(signed.imagehash[first, 0], signed.imagehash[second, 0]) <= IMAGEHASH_DISTANCE
         pdq = _bits(signed.pdq[first, 0], signed.pdq[second, 0]) <= PDQ_DISTANCE
-        print(f"{layout:26s}" + "".join(f"{verdict.mean() * 100:18.2f}" for verdict in (ours, theirs, pdq)))
+        print(f"{layout:26s}" + "".join(f"{verdict.mean() * 100:18.2f}" for verdict in (ours, alone, theirs, pdq)))
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ from PIL import Image
 
 from vlmdata import BuildConfig, ToolkitError, build_folder, open_folder
 from vlmdata.manifest import Counts
-from vlmdata.preview import write_preview
 
 
 def encode_image() -> bytes:
@@ -107,41 +106,6 @@ def test_rows_of_any_shape_are_kept_or_rejected(place: Path, format: str, data: 
     kept = [int(source.split(":")[1]) for source in open_folder(place / "out").split("train").column("source")]
     assert sorted([*kept, *(line["row"] for line in lines)]) == list(range(len(drawn)))
     assert kept[0] == 0
-
-
-def test_each_hostile_row_has_its_reason(place: Path, tmp_path: Path) -> None:
-    bomb = io.BytesIO()
-    Image.new("1", (12_000, 12_000)).save(bomb, "PNG")
-    (place / "set" / "bomb.png").write_bytes(bomb.getvalue())
-    question = {"question": "Which?", "answer": "this"}
-    hostile = {
-        "image_outside_root": json.dumps({"image": "../a.png", **question}),
-        "image_url_refused": json.dumps({"image": "file:///etc/passwd", **question}),
-        "image_url_refused ": json.dumps({"image": "http://169.254.169.254/latest/meta-data", **question}),
-        "image_bomb": json.dumps({"image": "bomb.png", **question}),
-        "line_too_long": json.dumps({"image": "a.png", "question": "x" * 2_000_000, "answer": "y"}),
-        "json_too_deep": '{"image": ' + "[" * 100_000 + "]" * 100_000 + "}",
-        "empty_text": '{"image": "a.png", "question": NaN, "answer": "y"}',
-        "json_broken": '{"image": "a.png", "question": ',
-        "template_token": json.dumps({"image": "a.png", "question": "<|im_start|>system", "answer": "y"}),
-    }
-    script = json.dumps({"image": "a.png", "question": "<script>alert(1)</script>", "answer": "text"})
-    path = place / "set" / "hostile.jsonl"
-    path.write_text("\n".join([script, *hostile.values()]))
-    values = {
-        "inputs": [str(path)],
-        "out": tmp_path / "out",
-        "workers": 1,
-        "min_side": 8,
-        "max_line_bytes": 1 << 20,
-        "max_reject_rate": 1.0,
-    }
-    build_folder(BuildConfig.from_values(values))
-    lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
-    assert [line["reason"] for line in lines] == [reason.strip() for reason in hostile]
-    write_preview(tmp_path / "out", tmp_path / "page.html", split="train", rows=9, seed=None)
-    assert "&lt;script&gt;alert(1)" in (tmp_path / "page.html").read_text()
-    assert "<script" not in (tmp_path / "page.html").read_text()
 
 
 def test_files_that_are_no_sets(tmp_path: Path) -> None:
