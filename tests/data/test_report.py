@@ -146,6 +146,24 @@ def test_refused_images_are_shown_where_they_open(built: Path) -> None:
     assert sizes == {"pages.tif": (64, 64), "strip.png": (120, 1), "cut.png": (64, 64)}
 
 
+def test_contaminated_rows_stand_beside_a_copy_of_the_evaluation_picture(messy: Path, tmp_path: Path) -> None:
+    (tmp_path / "eval").mkdir()
+    make_photo(0).save(tmp_path / "eval" / "equal.png")
+    make_photo(3).save(tmp_path / "eval" / "near.jpg", quality=40)
+    out = build(messy, tmp_path / "out", against=(str(tmp_path / "eval"),))
+    shown = Page((out / "report.html").read_text()).sections["contamination"]
+    assert "3 rows show one of the 2 pictures" in shown
+    assert "2 with equal pixels, 1 nearly the same" in shown
+    assert "eval/near.jpg" in shown
+    assert "dropped, equal pixels" in shown
+    text = (out / "report.html").read_text()
+    section = text[text.index('id="contamination"') : text.index('id="conflicts"')]
+    copies = re.findall(r'alt="eval/near.jpg" src="data:image/png;base64,([^"]+)"', section)
+    with Image.open(io.BytesIO(base64.b64decode(copies[0]))) as copy:
+        difference = np.abs(np.asarray(copy, np.int16) - np.asarray(make_photo(3), np.int16)).mean()
+    assert difference < 40  # small as the copy is, and its colours smaller still
+
+
 def test_duplicates_stand_beside_the_row_that_is_kept(page: Page, built: Path) -> None:
     shown = page.sections["duplicates"]
     dropped = [line for line in read_rejected(built) if line["stage"] == "dedup"]

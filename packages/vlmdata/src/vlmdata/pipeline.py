@@ -77,6 +77,7 @@ class Settled:
         staged: R staged rows.
         split_of: (R,) 0 for train, 1 for the first split set aside and so on, -1 for rows that are dropped.
         counts: of all rows that were read.
+        evaluation: the pictures that rows were held against.
         contamination: the rows that were dropped because they show a picture of an evaluation set.
         duplicates: the rows that were dropped for others.
         links: which images are the same, where that was worked out.
@@ -85,6 +86,7 @@ class Settled:
     staged: StagedSet
     split_of: npt.NDArray[np.int64]
     counts: Counts
+    evaluation: Sequence[EvaluationImages]
     contamination: Contamination
     duplicates: Duplicates
     links: ImageLinks | None
@@ -216,7 +218,7 @@ def settle_rows(
         fractions, seed = config.split.fractions, config.split.seed
         split_of = assign_splits(signatures, links, staged.group, is_kept, fractions, seed)
     split_of[~is_kept] = -1
-    return Settled(staged, split_of, counts, contamination, duplicates, links)
+    return Settled(staged, split_of, counts, evaluation, contamination, duplicates, links)
 
 
 def check_rejects(counts: Counts, max_reject_rate: float, report: Path | None) -> None:

@@ -19,7 +19,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   padding: 2rem 1.5rem; max-width: 76rem }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem } h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem }
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; overflow-wrap: anywhere } p { margin: .3rem 0 .8rem }
-nav { margin: .6rem 0 0; font-size: .9rem } nav a { margin-right: 1rem; color: var(--bar) }
+nav { margin: .6rem 0 0; font-size: .9rem } nav a { margin-right: 1rem; color: var(--bar); white-space: nowrap }
 .soft, figcaption { color: var(--soft); font-size: .82rem; overflow-wrap: anywhere }
 table { border-collapse: collapse; margin: .6rem 0; font-size: .9rem } .wide { overflow-x: auto }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
@@ -33,6 +33,8 @@ svg .soft { fill: var(--soft) } svg .axis { stroke: var(--line) } .bar { fill: v
 .charts figure { margin: 0; max-width: none } .charts h3 { margin: 0 0 .2rem }
 article { border: 1px solid var(--line); border-radius: 10px; background: var(--panel); padding: .9rem 1rem;
   margin: .9rem 0; break-inside: avoid } article h3 { margin: 0 0 .6rem; font-size: .9rem }
+.groups { display: grid; grid-template-columns: repeat(auto-fill, minmax(27rem, 1fr)); gap: 1rem; margin: .6rem 0 }
+.groups article { margin: 0 }
 .rows { columns: 2 30rem; column-gap: 1.2rem } .rows article { margin: 0 0 1.2rem }
 .turn { border-radius: 12px; padding: .5rem .8rem; margin: .5rem 0; width: fit-content; max-width: 88%;
   print-color-adjust: exact; -webkit-print-color-adjust: exact } .turn.user { background: var(--user) }
@@ -43,10 +45,11 @@ article { border: 1px solid var(--line); border-radius: 10px; background: var(--
 figure { margin: .3rem .8rem .3rem 0; display: inline-block; vertical-align: top; max-width: 20rem }
 figure img { max-width: 100%; max-height: 18rem; border-radius: 6px; display: block; background: #8882 }
 .strip { display: flex; flex-wrap: wrap; gap: 1rem } .strip figure { width: 11rem; margin: 0 }
-.strip figure img { max-height: 11rem } .strip .chosen { border-right: 2px solid var(--kept); padding-right: 1rem;
-  width: 12.1rem } .strip b { display: block } .share { display: inline-block; height: .6em; background: var(--bar);
-  margin-left: .5rem; print-color-adjust: exact; -webkit-print-color-adjust: exact }
-@media (max-width: 40rem) { td:last-child { min-width: 12rem } }
+.strip figure img { max-height: 11rem } .strip b, .strip .text { display: block } .strip .text { color: var(--ink) }
+.strip .text + br { display: none } .strip .chosen { border-right: 2px solid var(--kept); padding-right: 1rem;
+  width: 12.1rem } .share { display: inline-block; height: .6em; background: var(--bar); margin-left: .5rem;
+  print-color-adjust: exact; -webkit-print-color-adjust: exact }
+@media (max-width: 40rem) { .groups { grid-template-columns: 1fr } td:last-child { min-width: 12rem } }
 @media print { body { max-width: none; padding: 0; font-size: 12px } nav { display: none }
   h2, h3, .charts figure, tr { break-inside: avoid } h2, h3 { break-after: avoid } .rows { columns: 2 }
   figure img { max-height: 11rem } }

@@ -18,6 +18,7 @@ from vlmdata.pages.frame import page_pieces, section
 from vlmdata.pages.html import Html, join, tag
 from vlmdata.pipeline import Settled
 from vlmdata.report.conflicts import find_conflicts, render_conflicts
+from vlmdata.report.contamination import render_contamination
 from vlmdata.report.conversations import render_sample
 from vlmdata.report.distributions import render_distributions, render_splits, render_tokens
 from vlmdata.report.duplicates import render_duplicates
@@ -38,6 +39,7 @@ _SECTIONS = {
     "tokens": "Image tokens",
     "sample": "A random sample",
     "duplicates": "Duplicates",
+    "contamination": "Pictures of evaluation sets",
     "conflicts": "Label conflicts",
     "reasons": "Why rows were left out",
 }
@@ -86,6 +88,8 @@ def _render(report: ReportInputs) -> Iterator[Html]:
     yield _section("tokens", render_tokens(whole))
     yield _section("sample", render_sample(report.folder, rows=_SAMPLE_ROWS, seed=seed))
     yield _section("duplicates", render_duplicates(settled.duplicates, config.dedup, rows, seed))
+    held_against = render_contamination(settled.contamination, settled.evaluation, config.dedup, rows)
+    yield _section("contamination", held_against)
     yield _section("conflicts", render_conflicts(conflicts, rows))
     yield _section("reasons", render_reasons(samples, pictures) if samples else [tag("p", "Every row was kept.")])
 

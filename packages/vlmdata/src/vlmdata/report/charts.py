@@ -10,7 +10,7 @@ from vlmdata.pages.html import Html, tag
 
 __all__ = ["FlowEnd", "draw_flow", "draw_histogram"]
 
-_CHART_PX = (440, 170)
+_CHART_PX = (440, 178)
 _PLOT_BOTTOM_PX = 140
 _PLOT_TOP_PX = 18
 _SHOWN_TICKS = 6
@@ -65,7 +65,7 @@ def draw_histogram(bins: Sequence[Bin], unit: str) -> Html:
             label = _px(_PLOT_BOTTOM_PX - tall - 5)
             marks.append(tag("text", f"{count:,}", class_="peak", x=_px(place), y=label, text_anchor="middle"))
     line = tag("line", class_="axis", x1=0, x2=width, y1=_PLOT_BOTTOM_PX, y2=_PLOT_BOTTOM_PX)
-    name = tag("text", unit, class_="soft", x=width, y=height - 2, text_anchor="end")
+    name = tag("text", unit, class_="soft", x=width, y=height - 5, text_anchor="end")
     return tag("svg", line, marks, name, viewBox=f"0 0 {width} {height}", role="img", width=width)
 
 

@@ -126,16 +126,20 @@ def render_conflicts(conflicts: list[Conflict], rows: StagedRows) -> Iterator[Ht
         f"{count_of(len(conflicts), 'time')} the same image (or nearly the same) and the same prompt have different "
         f"answers, in {total:,} rows. All of them are kept: which answer is right is for you to say.",
     )
-    for conflict in conflicts[:_SHOWN_CONFLICTS]:
-        first = rows.read(conflict.places[0])
-        before = (part for message in first["messages"][:-1] for part in message["content"])
-        asked = " · ".join(part["text"] for part in before if part["text"] is not None)
-        figures = [
-            show_row(rows.read(place), f"answer {i}", with_prompt=False)
-            for i, place in enumerate(conflict.places[:_SHOWN_ANSWERS], 1)
-        ]
-        heading = tag("h3", cut(asked, 200))
-        counted = f"{len(conflict.places)} different answers in {conflict.rows} rows"
-        yield tag("article", heading, tag("p", counted, class_="soft"), tag("div", figures, class_="strip"))
+    shown = [_render_conflict(conflict, rows) for conflict in conflicts[:_SHOWN_CONFLICTS]]
+    yield tag("div", shown, class_="groups")
     if len(conflicts) > _SHOWN_CONFLICTS:
         yield tag("p", f"and {len(conflicts) - _SHOWN_CONFLICTS:,} more", class_="soft")
+
+
+def _render_conflict(conflict: Conflict, rows: StagedRows) -> Html:
+    first = rows.read(conflict.places[0])
+    before = (part for message in first["messages"][:-1] for part in message["content"])
+    asked = " · ".join(part["text"] for part in before if part["text"] is not None)
+    figures = [
+        show_row(rows.read(place), f"answer {i}", with_prompt=False)
+        for i, place in enumerate(conflict.places[:_SHOWN_ANSWERS], 1)
+    ]
+    heading = tag("h3", cut(asked, 200))
+    counted = f"{len(conflict.places)} different answers in {conflict.rows} rows"
+    return tag("article", heading, tag("p", counted, class_="soft"), tag("div", figures, class_="strip"))

@@ -54,7 +54,7 @@ def render_duplicates(duplicates: Duplicates, config: DedupConfig, rows: StagedR
     for title, chosen in (("The widest groups", widest), ("Groups with equal pixels", exact)):
         if chosen:
             yield tag("h3", title)
-            yield from (_render_group(duplicates, kept, rows) for kept in chosen)
+            yield tag("div", [_render_group(duplicates, kept, rows) for kept in chosen], class_="groups")
 
 
 def _choose_groups(duplicates: Duplicates, seed: int) -> tuple[list[int], list[int]]:

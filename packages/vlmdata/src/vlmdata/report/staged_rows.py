@@ -43,14 +43,17 @@ class StagedRows:
         raise IndexError(f"no staged row {place}")
 
 
-def show_row(row: Mapping[str, Any], remark: Child, *, kind: str | None = None, with_prompt: bool = True) -> Html:
-    """Return the first image of a row, small, with what it is about.
+def show_row(
+    row: Mapping[str, Any], remark: Child, *, kind: str | None = None, with_prompt: bool = True, position: int = 0
+) -> Html:
+    """Return one image of a row, small, with what it is about.
 
     Args:
         row: with all columns.
         remark: above the row's name, in bold.
         kind: CSS class of the figure.
         with_prompt: whether to show what is asked, and not only what is answered.
+        position: which of the row's images is shown.
     """
     texts = [part["text"] for message in row["messages"] for part in message["content"] if part["text"] is not None]
     words = " → ".join(texts if with_prompt else texts[-1:])
@@ -58,7 +61,9 @@ def show_row(row: Mapping[str, Any], remark: Child, *, kind: str | None = None, 
     lines: list[Child] = [tag("b", remark), tag("span", cut(words, _TEXT_CHARS), class_="text")]
     if not row["images"]:
         return tag("figure", lines, tag("figcaption", row["source"]), class_=kind)
-    info = row["image_info"][0]
+    info = row["image_info"][position]
     size = f"{info['original_width']}x{info['original_height']} px{more}"
-    picture = show_stored(row["images"][0], info, lines, tag("br"), f"{size} · {row['source']}", side_px=_SIDE_PX)
+    picture = show_stored(
+        row["images"][position], info, lines, tag("br"), f"{size} · {row['source']}", side_px=_SIDE_PX
+    )
     return picture if kind is None else tag("div", picture, class_=kind)
