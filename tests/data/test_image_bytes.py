@@ -15,7 +15,8 @@ import pytest
 from vlmdata.config import InputConfig
 from vlmdata.sample import ImageRef, Problem
 from vlmdata.sources import downloads
-from vlmdata.sources.image_bytes import FileStamp, ImageLoader, LoadedImage
+from vlmdata.sources.image_bytes import ImageLoader, LoadedImage
+from vlmdata.sources.stamps import FileStamp
 
 BODY = b"\xff\xd8\xff" + bytes(2000)
 

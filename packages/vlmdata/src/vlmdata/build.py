@@ -13,13 +13,14 @@ from pathlib import Path
 from vlmdata.build_config import BuildConfig
 from vlmdata.decontamination import Evaluation, open_evaluation_sets, prepare_evaluation
 from vlmdata.errors import DataError, ResourceError
+from vlmdata.locations import copy_file, is_remote_failure, kind_of, locator
 from vlmdata.manifest import Manifest, SplitEntry, write_json_atomically
 from vlmdata.output_folder import (
     check_output,
+    clear_work,
     commit,
     has_stamps_unchanged,
     lock_output,
-    staging_folder,
     touch_manifest,
     write_stamps,
 )
@@ -38,7 +39,7 @@ from vlmdata.report import REPORT_NAME, ReportInputs, write_report
 from vlmdata.shard_writer import write_set_files
 from vlmdata.shards import BuiltFolder
 from vlmdata.sources import open_sources
-from vlmdata.sources.image_bytes import stamp_file
+from vlmdata.sources.stamps import stamp_file
 from vlmdata.stage import PartitionSummary
 from vlmdata.stats import STATS_NAME, compute_stats, count_splits
 
@@ -105,18 +106,17 @@ def build_folder(
         files = [path for source in sources for path in source.files] + [path for each in sets for path in each.files]
         if before is not None:
             if has_stamps_unchanged(config.out, files) and touch_manifest(config.out, before):
-                note(f"{config.out} is whole and its inputs are unchanged")
+                note(f"{locator(config.out)} is whole and its inputs are unchanged")
                 seconds = time.monotonic() - started
                 return BuildReport(out=config.out, manifest=before, seconds=seconds, was_unchanged=True, notes=notes)
-            note(f"{config.out} was built before, but its inputs or shards have changed since: building again")
+            note(f"{locator(config.out)} was built before, but its inputs or shards have changed since: building again")
         inputs = plan_inputs(sources, config, note)
-        with lock_output(config.out):
-            stage = staging_folder(config.out)
+        with lock_output(config.out, config.output.scratch) as stage:
             evaluation = prepare_evaluation(
                 sets, config, stage, on_partition=on_partition, on_note=lambda line: note(f"against {line}")
             )
             prepared = prepare_inputs(inputs, config, stage, keep_rows=True, on_partition=on_partition)
-            manifest = _finish(prepared, evaluation, files, config, note)
+            manifest = _finish(prepared, evaluation, files, stage, config, note)
     return BuildReport(
         out=config.out,
         manifest=manifest,
@@ -133,25 +133,30 @@ def explain_disk_errors(place: Path) -> Iterator[None]:
     Raises:
         ResourceError: the disk is full or cannot be written, or the memory gave out.
     """
+    where = locator(place)
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"{place}: the disk is full; what is done is kept for the next build") from error
-        raise ResourceError(f"{error.filename or place}: {error.strerror or error}") from error
+            raise ResourceError(f"{where}: the disk is full; what is done is kept for the next build") from error
+        raise ResourceError(f"{error.filename or where}: {error.strerror or error}") from error
     except MemoryError as error:
         raise ResourceError("out of memory; fewer --workers need less") from error
+    except Exception as error:
+        if not is_remote_failure(error):
+            raise
+        raise ResourceError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def _finish(
     prepared: Prepared,
     evaluation: Evaluation,
     files: Sequence[Path],
+    stage: Path,
     config: BuildConfig,
     note: Callable[[str], None],
 ) -> Manifest:
     """Write the folder beside its place and move it in; the manifest comes last."""
-    stage = staging_folder(config.out)
     ready = stage / "ready"
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir()
@@ -160,8 +165,8 @@ def _finish(
     try:
         check_rejects(settled.counts, config.output.max_reject_rate, config.out / rejected.name)
     except DataError:
-        if not (config.out / "manifest.json").exists():
-            shutil.copyfile(rejected, config.out / rejected.name)
+        if kind_of(config.out / "manifest.json") is None:
+            copy_file(rejected, config.out / rejected.name)
         raise
     names = ["train", *config.split.fractions]
     entries = write_splits(ready, stage, settled.staged, settled.split_of, names, config.output.shard_bytes)
@@ -181,6 +186,7 @@ def _finish(
     images = collect_stamps(stage, (each.number for each in prepared.partitions))
     write_stamps(config.out, [*stamps, *images, *evaluation.stamps])
     commit(config.out, ready, manifest)
+    clear_work(stage)
     return manifest
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from vlmdata.config import ColumnConfig, DedupConfig, ImageConfig, InputConfig, OutputConfig, SplitConfig
 from vlmdata.errors import ConfigError
+from vlmdata.locations import open_location
 from vlmdata.options import build_section, flatten
 from vlmdata.text_config import TextConfig
 
@@ -20,9 +21,9 @@ class PlaceConfig:
     """Where rows come from and where the built folder goes, as options and config files name it."""
 
     inputs: tuple[str, ...] = ()
-    """Files, folders or Hugging Face hub ids to read."""
-    out: Path | None = None
-    """Folder to build."""
+    """Files, folders, URLs of them (s3://, gs://, hf://) or Hugging Face hub ids to read."""
+    out: str | None = None
+    """Folder to build, or its URL, such as s3://bucket/set."""
 
 
 SECTIONS = (InputConfig, ColumnConfig, TextConfig, ImageConfig, DedupConfig, SplitConfig, OutputConfig)
@@ -72,7 +73,7 @@ class BuildConfig:
             problems.append("no output folder given (--out)")
         if problems:
             raise ConfigError(problems)
-        return cls(inputs=tuple(inputs), out=Path(values["out"]), **parts)  # type: ignore[arg-type]  # none is None here
+        return cls(inputs=tuple(inputs), out=open_location(values["out"]), **parts)  # type: ignore[arg-type]  # none is None here
 
     def content_values(self) -> dict[str, Any]:
         """Return the flat values that decide what is in the folder: not where it lies, nor how it is computed."""

@@ -12,6 +12,7 @@ from vlmdata.build import explain_disk_errors
 from vlmdata.build_config import BuildConfig
 from vlmdata.decontamination import open_evaluation_sets, prepare_evaluation
 from vlmdata.errors import DataError
+from vlmdata.locations import locator
 from vlmdata.manifest import Counts
 from vlmdata.pipeline import check_rejects, plan_inputs, prepare_inputs, settle_rows
 from vlmdata.shards import Split, open_folder
@@ -58,7 +59,7 @@ def check_inputs(
         return settled.counts
 
 
-def check_folder(folder: Path, *, on_rows: Callable[[int], None]) -> str:
+def check_folder(folder: str | Path, *, on_rows: Callable[[int], None]) -> str:
     """Verify checksums, counts and columns of a built folder, and decode every image.
 
     Returns:
@@ -74,9 +75,9 @@ def check_folder(folder: Path, *, on_rows: Callable[[int], None]) -> str:
         images += _check_split(split, problems, on_rows)
     if problems:
         more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
-        raise DataError(f"{folder}: " + "; ".join(problems[:_SHOWN_PROBLEMS]) + more)
+        raise DataError(f"{locator(folder)}: " + "; ".join(problems[:_SHOWN_PROBLEMS]) + more)
     rows = ", ".join(f"{name} {split.num_rows}" for name, split in built.splits.items())
-    return f"{folder}: whole; {rows} rows; checksums agree, {images} images decode"
+    return f"{locator(folder)}: whole; {rows} rows; checksums agree, {images} images decode"
 
 
 def _check_split(split: Split, problems: list[str], on_rows: Callable[[int], None]) -> int:

@@ -17,6 +17,7 @@ import click
 
 from vlmdata.build_config import NOT_FOR_HASHES, SECTIONS, BuildConfig, PlaceConfig
 from vlmdata.errors import ToolkitError
+from vlmdata.locations import locator
 from vlmdata.options import add_options, read_yaml
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _CONFIG_OPTION = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     help="YAML file with any of these options (max_side: 800); what is given on the command line wins.",
 )
-_FOLDER = click.argument("folder", type=click.Path(path_type=Path))
+_FOLDER = click.argument("folder")
 
 
 class _TerminatedError(BaseException):
@@ -66,10 +67,11 @@ def build(inputs: tuple[str, ...], config_file: Path | None, **options: Any) -> 
 def check(inputs: tuple[str, ...], config_file: Path | None, rejected: Path | None, **options: Any) -> None:
     """Check raw INPUTS as a build would, without building; or a built folder, to the last image."""
     from vlmdata.check import check_folder, check_inputs
+    from vlmdata.manifest import is_built
 
-    if len(inputs) == 1 and (Path(inputs[0]) / "manifest.json").exists():
+    if len(inputs) == 1 and is_built(inputs[0]):
         with _progress() as advance:
-            click.echo(check_folder(Path(inputs[0]), on_rows=advance))
+            click.echo(check_folder(inputs[0], on_rows=advance))
         return
     config = _read_config(inputs, config_file, {**options, "out": Path(os.devnull)})
     with _progress() as advance:
@@ -106,7 +108,7 @@ def hash_(inputs: tuple[str, ...], config_file: Path | None, out: Path, thumbnai
 @cli.command()
 @_FOLDER
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-def stats(folder: Path, as_json: bool) -> None:
+def stats(folder: str, as_json: bool) -> None:
     """Print the figures of a built FOLDER: rows, rejections, image sizes, turns, texts."""
     import json
 
@@ -123,11 +125,11 @@ def stats(folder: Path, as_json: bool) -> None:
 @click.option("--rows", default=32, show_default=True, type=click.IntRange(1, 10_000), help="Rows to show.")
 @click.option("--seed", type=int, help="Show random rows, drawn with this number, instead of the first ones.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Page to write [default: FOLDER.html].")
-def preview(folder: Path, split: str, rows: int, seed: int | None, out: Path | None) -> None:
+def preview(folder: str, split: str, rows: int, seed: int | None, out: Path | None) -> None:
     """Write an HTML page that shows rows of a built FOLDER, images included."""
-    from vlmdata.preview import write_preview
+    from vlmdata.preview import name_page, write_preview
 
-    target = out or folder.with_name(f"{folder.resolve().name}.html")
+    target = out or name_page(folder)
     shown = write_preview(folder, target, split=split, rows=rows, seed=seed)
     click.echo(f"{target}: {shown} rows of split {split!r}")
 
@@ -159,12 +161,12 @@ def _print_report(report: BuildReport) -> None:
     size = sum(shard.bytes for split in splits.values() for shard in split.shards)
     if report.partitions_reused:
         click.echo(f"went on after an interrupted build: {report.partitions_reused} partitions were done already")
-    _print_counts(counts, report.out / "rejected.jsonl")
+    _print_counts(counts, f"{locator(report.out)}/rejected.jsonl")
     parts = ", ".join(f"{name} {split.rows}" for name, split in splits.items())
-    click.echo(f"{report.out}: {parts} rows, {size / 1e6:.1f} MB, {report.seconds:.1f} s")
+    click.echo(f"{locator(report.out)}: {parts} rows, {size / 1e6:.1f} MB, {report.seconds:.1f} s")
 
 
-def _print_counts(counts: Counts, rejected: Path | None) -> None:
+def _print_counts(counts: Counts, rejected: str | Path | None) -> None:
     click.echo(f"read {counts.read} = kept {counts.kept} + rejected {counts.read - counts.kept}")
     for reason, count in sorted(counts.rejected.items(), key=lambda item: -item[1]):
         click.echo(f"  {reason:<24} {count}")

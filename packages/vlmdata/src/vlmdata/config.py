@@ -58,8 +58,9 @@ class InputConfig:
         "captions",
     ] = "auto"
     """What the rows look like; auto tells it from the first rows of each input."""
-    image_root: Path | None = None
-    """Folder that image paths are relative to, and must stay under [default: the folder of the input file]."""
+    image_root: str | None = None
+    """Folder, or URL such as s3://bucket/images, that image paths are relative to, and must stay under [default: the
+    folder of the input file]."""
     allow_outside_root: bool = False
     """Let image paths lead out of the image root (absolute paths, ../, links)."""
     download: bool = True
@@ -193,6 +194,8 @@ class OutputConfig:
     """Size at which a new shard is begun."""
     overwrite: bool = False
     """Replace a folder that was built with other options."""
+    scratch: Path | None = None
+    """Local folder for the unfinished work of a build whose --out is a URL [default: builds, in the cache folder]."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""

@@ -17,11 +17,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlmdata.errors import DataError
+from vlmdata.locations import explain_remote_errors, is_remote, kind_of, locator, open_location, stamp_remote
 from vlmdata.schema import SCHEMA_VERSION
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "SplitEntry",
     "find_problems",
     "hash_file",
+    "is_built",
     "read_manifest",
     "verify_folder",
     "write_json_atomically",
@@ -92,6 +95,10 @@ def write_json_atomically(path: Path, value: Any, *, durable: bool = True) -> No
 
     With `durable` this holds after a power cut too, at the price of waiting for the disk.
     """
+    if is_remote(path):
+        # object stores show a new object when all of it has come, and only then
+        path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -119,12 +126,15 @@ def read_manifest(folder: str | Path) -> Manifest:
         DataError: there is no manifest (the build did not finish, or this is no built folder), it is not readable, or
             it has another schema version.
     """
-    path = Path(folder) / MANIFEST_NAME
+    path = open_location(folder) / MANIFEST_NAME
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        with explain_remote_errors(folder) if is_remote(folder) else nullcontext():
+            raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        hint = "the build did not finish" if path.parent.is_dir() else "the folder does not exist"
-        raise DataError(f"{path.parent}: no {MANIFEST_NAME} ({hint}); run `vlmdata build … --out {folder}`") from None
+        hint = "the build did not finish" if kind_of(path.parent) == "folder" else "the folder does not exist"
+        raise DataError(
+            f"{locator(folder)}: no {MANIFEST_NAME} ({hint}); run `vlmdata build … --out {folder}`"
+        ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable manifest: {error}") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
@@ -134,6 +144,15 @@ def read_manifest(folder: str | Path) -> Manifest:
         return _parse_manifest(raw)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a manifest of a built folder: {type(error).__name__} {error}") from error
+
+
+def is_built(folder: str | Path) -> bool:
+    """Tell whether a location is a folder that a build finished.
+
+    Raises:
+        ResourceError: the network or the credentials for a remote folder give out.
+    """
+    return kind_of(open_location(folder) / MANIFEST_NAME) == "file"
 
 
 def _parse_manifest(raw: dict[str, Any]) -> Manifest:
@@ -174,13 +193,21 @@ def find_problems(folder: Path, manifest: Manifest, *, checksums: bool = False) 
             problems.append(f"split {name!r}: {split.rows} rows, its shards hold another number")
         for shard in split.shards:
             path = folder / shard.file
-            if not path.is_file():
+            size = _find_size(path)
+            if size is None:
                 problems.append(f"{shard.file}: missing")
-            elif (size := path.stat().st_size) != shard.bytes:
+            elif size != shard.bytes:
                 problems.append(f"{shard.file}: {size} bytes, the manifest says {shard.bytes}")
             elif checksums and (digest := hash_file(path)) != shard.sha256:
                 problems.append(f"{shard.file}: SHA-256 {digest[:12]}…, the manifest says {shard.sha256[:12]}…")
     return problems
+
+
+def _find_size(path: Path) -> int | None:
+    if is_remote(path):
+        size, _ = stamp_remote(path)
+        return size if size >= 0 else None
+    return path.stat().st_size if path.is_file() else None
 
 
 def verify_folder(folder: str | Path, *, checksums: bool = False) -> Manifest:
@@ -192,6 +219,6 @@ def verify_folder(folder: str | Path, *, checksums: bool = False) -> Manifest:
         DataError: no usable manifest, or a shard that does not match; the message names all of them.
     """
     manifest = read_manifest(folder)
-    if problems := find_problems(Path(folder), manifest, checksums=checksums):
-        raise DataError(f"{folder}: " + "; ".join(problems))
+    if problems := find_problems(open_location(folder), manifest, checksums=checksums):
+        raise DataError(f"{locator(folder)}: " + "; ".join(problems))
     return manifest

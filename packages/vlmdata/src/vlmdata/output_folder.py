@@ -2,36 +2,61 @@
 
 While a build works, everything new lies in `OUT/.stage`; an older whole folder stays as it is until the new one is
 ready. Then the old manifest goes, the new files move in, and the new manifest comes last.
+
+Where OUT is a URL, the unfinished work lies in a local scratch folder of its own, and only what is ready is uploaded;
+`OUT/.stage` holds no more than the state of the inputs.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from tqdm import tqdm
 
 from vlmdata.errors import ConfigError, DataError, ResourceError
-from vlmdata.manifest import MANIFEST_NAME, Manifest, find_problems, read_manifest, write_manifest
-from vlmdata.sources.image_bytes import FileStamp, stamp_file
+from vlmdata.locations import (
+    cache_folder,
+    copy_file,
+    is_remote,
+    kind_of,
+    locator,
+    remote_files,
+    remove_files,
+)
+from vlmdata.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    find_problems,
+    read_manifest,
+    write_json_atomically,
+    write_manifest,
+)
+from vlmdata.sources.stamps import FileStamp, stamp_file
 
 __all__ = [
     "check_output",
+    "clear_work",
     "commit",
     "has_stamps_unchanged",
     "lock_output",
     "staging_folder",
     "touch_manifest",
+    "work_folder",
     "write_stamps",
 ]
 
 _STAGE = ".stage"
 _STAMPS = "inputs.arrow"
+_STARTED = "started.json"
 
 
 def staging_folder(out: Path) -> Path:
@@ -39,24 +64,41 @@ def staging_folder(out: Path) -> Path:
     return out / _STAGE
 
 
+def work_folder(out: Path, scratch: Path | None = None) -> Path:
+    """Return the local folder where the unfinished work of a build is.
+
+    Args:
+        out: the folder to build.
+        scratch: where a remote one's work goes, in a folder named after its URL; by default the user's cache.
+    """
+    if not is_remote(out):
+        return staging_folder(out)
+    name = hashlib.blake2b(locator(out).encode(), digest_size=8).hexdigest()
+    return (scratch or cache_folder() / "builds") / f"{out.name}-{name}"
+
+
 @contextmanager
-def lock_output(out: Path) -> Iterator[None]:
-    """Create the folder and keep other builds out of it.
+def lock_output(out: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """Create the folder, keep other builds of this machine out of it, and give the folder for unfinished work.
 
     Raises:
         ResourceError: it cannot be created or written, or another build is at work in it.
     """
+    work = work_folder(out, scratch)
     try:
-        staging_folder(out).mkdir(parents=True, exist_ok=True)
-        lock = (staging_folder(out) / "lock").open("w")
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / "lock").open("w")
     except OSError as error:
-        raise ResourceError(f"{out}: cannot be written: {error.strerror}") from error
+        raise ResourceError(f"{work if is_remote(out) else out}: cannot be written: {error.strerror}") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ResourceError(f"{out}: another build is writing here") from None
-        yield
+            raise ResourceError(f"{locator(out)}: another build is writing here") from None
+        if is_remote(out):
+            # what cannot be written shows now, and not after hours of work
+            write_json_atomically(staging_folder(out) / _STARTED, {"work": f"{socket.gethostname()}:{work}"})
+        yield work
 
 
 def check_output(out: Path, content: Mapping[str, Any], *, overwrite: bool) -> Manifest | None:
@@ -70,11 +112,11 @@ def check_output(out: Path, content: Mapping[str, Any], *, overwrite: bool) -> M
     Raises:
         ConfigError: it holds something else, or was built with other options.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out}: is a file, not a folder")
-    if not (out / MANIFEST_NAME).exists():
-        if out.is_dir() and any(out.iterdir()) and not staging_folder(out).is_dir():
-            raise ConfigError(f"{out}: is not empty and was not made by vlmdata build; choose another --out")
+    if (kind := kind_of(out)) == "file":
+        raise ConfigError(f"{locator(out)}: is a file, not a folder")
+    if kind_of(out / MANIFEST_NAME) is None:
+        if kind == "folder" and any(out.iterdir()) and kind_of(staging_folder(out)) != "folder":
+            raise ConfigError(f"{locator(out)}: is not empty and was not made by vlmdata build; choose another --out")
         return None
     try:
         manifest = read_manifest(out)
@@ -88,7 +130,7 @@ def check_output(out: Path, content: Mapping[str, Any], *, overwrite: bool) -> M
     if overwrite:
         return None
     shown = ", ".join(f"{name} {manifest.config.get(name)!r} -> {content[name]!r}" for name in changed[:5])
-    raise ConfigError(f"{out}: was built with other options ({shown}); --overwrite replaces it")
+    raise ConfigError(f"{locator(out)}: was built with other options ({shown}); --overwrite replaces it")
 
 
 def write_stamps(out: Path, stamps: Iterable[FileStamp]) -> None:
@@ -102,14 +144,17 @@ def write_stamps(out: Path, stamps: Iterable[FileStamp]) -> None:
         }
     )
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with pa.ipc.new_stream(str(staging_folder(out) / _STAMPS), table.schema, options=options) as stream:
+    with (
+        (staging_folder(out) / _STAMPS).open("wb") as file,
+        pa.ipc.new_stream(file, table.schema, options=options) as stream,
+    ):
         stream.write_table(table, max_chunksize=1 << 16)
 
 
 def has_stamps_unchanged(out: Path, source_files: Sequence[Path]) -> bool:
     """Tell whether the input files are those of the last build, and as they were then."""
     try:
-        with pa.ipc.open_stream(pa.memory_map(str(staging_folder(out) / _STAMPS))) as stream:
+        with (staging_folder(out) / _STAMPS).open("rb") as file, pa.ipc.open_stream(file) as stream:
             table = stream.read_all()
     except (OSError, pa.ArrowInvalid):
         return False
@@ -125,21 +170,43 @@ def touch_manifest(out: Path, manifest: Manifest) -> bool:
     """Make the manifest look new where the folder is whole; tell whether it is."""
     if find_problems(out, manifest):
         return False
-    os.utime(out / MANIFEST_NAME)
+    if is_remote(out):
+        write_manifest(out, manifest)
+    else:
+        os.utime(out / MANIFEST_NAME)
     return True
 
 
 def commit(out: Path, ready: Path, manifest: Manifest) -> None:
     """Replace what an earlier build left in the folder by what lies ready, and write the manifest last."""
-    (out / MANIFEST_NAME).unlink(missing_ok=True)
-    for path in out.iterdir():
-        if path.is_dir() and (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
-            shutil.rmtree(path)
-    for path in sorted(ready.iterdir()):
-        os.replace(path, out / path.name)
-    ready.rmdir()
+    if is_remote(out):
+        _upload(out, ready)
+    else:
+        (out / MANIFEST_NAME).unlink(missing_ok=True)
+        for path in out.iterdir():
+            if path.is_dir() and (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
+                shutil.rmtree(path)
+        for path in sorted(ready.iterdir()):
+            os.replace(path, out / path.name)
+        ready.rmdir()
     write_manifest(out, manifest)
-    for path in staging_folder(out).iterdir():
+
+
+def _upload(out: Path, ready: Path) -> None:
+    """Copy what lies ready to a remote folder once the old manifest is gone, and remove what is left of old splits."""
+    old = remote_files(out)
+    remove_files(out, [name for name in (MANIFEST_NAME,) if name in old])
+    new = sorted(path for path in ready.rglob("*") if path.is_file())
+    for path in tqdm(new, "uploading", unit=" files", delay=2, disable=None, leave=False):
+        copy_file(path, out / path.relative_to(ready).as_posix())
+    splits = {name.removesuffix("/state.json") for name in old if name.count("/") == 1 and name.endswith("/state.json")}
+    kept = {path.relative_to(ready).as_posix() for path in new}
+    remove_files(out, [name for name in old if name.partition("/")[0] in splits and name not in kept])
+
+
+def clear_work(work: Path) -> None:
+    """Remove what a finished build does not need any more."""
+    for path in work.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name not in (_STAMPS, "lock"):

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from vlmdata.locations import is_remote, locator
 from vlmdata.pages.frame import page_pieces
 from vlmdata.pages.html import Html, tag
 from vlmdata.report.conversations import render_row, sample_rows
 from vlmdata.shards import Split, open_folder
 
-__all__ = ["write_preview"]
+__all__ = ["name_page", "write_preview"]
 
 
-def write_preview(folder: Path, target: Path, *, split: str, rows: int, seed: int | None) -> int:
+def name_page(folder: str | Path) -> Path:
+    """Return where the page of a folder goes: beside it, or for a remote one into the working directory."""
+    if is_remote(folder):
+        return Path(f"{PurePosixPath(locator(folder)).name}.html")
+    path = Path(locator(folder))
+    return path.with_name(f"{path.resolve().name}.html")
+
+
+def write_preview(folder: str | Path, target: Path, *, split: str, rows: int, seed: int | None) -> int:
     """Write a page with rows of a built folder, and return how many it shows.
 
     Args:
@@ -28,7 +37,7 @@ def write_preview(folder: Path, target: Path, *, split: str, rows: int, seed: in
     """
     chosen = open_folder(folder).split(split)
     indices = list(range(min(rows, len(chosen)))) if seed is None else sample_rows(chosen, rows, seed)
-    title = f"{folder.resolve().name}, {split}: {len(indices)} of {len(chosen):,} rows"
+    title = f"{name_page(folder).stem}, {split}: {len(indices)} of {len(chosen):,} rows"
     with target.open("w", encoding="utf-8", errors="replace") as file:
         file.writelines(page_pieces(title, _render(title, chosen, indices)))
     return len(indices)

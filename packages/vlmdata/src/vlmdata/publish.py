@@ -18,7 +18,7 @@ from vlmdata.manifest import SplitEntry
 from vlmdata.sample import Rejection
 from vlmdata.shard_writer import SplitWriter
 from vlmdata.shards import open_shard
-from vlmdata.sources.image_bytes import FileStamp
+from vlmdata.sources.stamps import FileStamp
 from vlmdata.stage import StagedFiles, StagedSet, read_marker
 
 __all__ = ["collect_stamps", "write_rejections", "write_splits"]

@@ -22,7 +22,9 @@ import numpy as np
 import pyarrow as pa
 
 from vlmdata.errors import DataError
+from vlmdata.locations import is_remote, locator
 from vlmdata.manifest import Manifest, SplitEntry, verify_folder
+from vlmdata.remote_folder import fetch_folder
 from vlmdata.schema import ARROW_SCHEMA, COLUMNS, Row
 
 __all__ = ["BuiltFolder", "Split", "open_folder", "open_shard"]
@@ -170,12 +172,16 @@ def _make_split(folder: Path, name: str, entry: SplitEntry) -> Split:
 def open_folder(path: str | Path, *, checksums: bool = False) -> BuiltFolder:
     """Open a built folder for reading.
 
+    A remote folder is copied to the cache first (`remote_folder.fetch_folder`), because its shards are memory-mapped.
+
     Args:
-        path: the folder that `vlmdata build` wrote.
+        path: the folder that `vlmdata build` wrote, or its URL.
         checksums: also compare every shard's SHA-256, which reads all bytes; sizes are always compared.
 
     Raises:
         DataError: no manifest, an unknown schema version, or shards that do not match the manifest.
+        MissingDependencyError: the file system of a URL is not installed.
+        ResourceError: the network, the credentials or the disk give out.
     """
-    folder = Path(path)
+    folder = fetch_folder(path) if is_remote(path) else Path(locator(path))
     return BuiltFolder(folder, verify_folder(folder, checksums=checksums))

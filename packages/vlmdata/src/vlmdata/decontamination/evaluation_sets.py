@@ -12,7 +12,9 @@ from vlmdata.config import InputConfig
 from vlmdata.decontamination.hash_list import is_hash_list
 from vlmdata.decontamination.pictures import PICTURE, TEXT, read_pictures
 from vlmdata.errors import ConfigError
-from vlmdata.manifest import MANIFEST_NAME
+from vlmdata.locations import is_remote
+from vlmdata.manifest import MANIFEST_NAME, is_built
+from vlmdata.remote_folder import fetch_folder
 from vlmdata.shards import BuiltFolder, Split, open_folder
 from vlmdata.sources import IndexedRow, Source, open_sources
 from vlmdata.sources.folders import IMAGE_SUFFIXES, list_images, open_saved_set, tell_folder
@@ -68,7 +70,7 @@ def open_evaluation_sets(paths: Sequence[str], image: Sequence[str], config: Inp
 
 
 def _open(text: str, image: Sequence[str], config: InputConfig) -> EvaluationSet:
-    path = Path(text)
+    path = fetch_folder(text) if is_remote(text) and is_built(text) else Path(text)
     if path.is_file() and is_hash_list(path):
         return EvaluationSet(path=text, kind="hash list", files=(path,), hash_list=path)
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:

@@ -24,7 +24,7 @@ from vlmdata.formats import plan_reading
 from vlmdata.options import flatten
 from vlmdata.pipeline import prepare_inputs
 from vlmdata.shards import Split
-from vlmdata.sources.image_bytes import FileStamp
+from vlmdata.sources.stamps import FileStamp
 from vlmdata.stage import PartitionSummary, StagedFiles, gather_signatures, read_marker
 from vlmdata.text_config import TextConfig
 
@@ -69,7 +69,7 @@ def prepare_evaluation(
     config: BuildConfig,
     stage: Path,
     *,
-    image_root: Path | None = None,
+    image_root: str | None = None,
     on_partition: Callable[[PartitionSummary], None],
     on_note: Callable[[str], None],
 ) -> Evaluation:
@@ -167,7 +167,7 @@ def _stage_pictures(
     return replace(images, pixel_hash=known.pixel_hash[place], phash=known.phash[place])
 
 
-def _lenient(config: BuildConfig, image_root: Path | None) -> BuildConfig:
+def _lenient(config: BuildConfig, image_root: str | None) -> BuildConfig:
     """The build's config for pictures alone: what it may refuse to train on is still to be kept out."""
     return replace(
         config,

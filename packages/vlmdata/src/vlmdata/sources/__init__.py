@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from vlmdata.config import InputConfig
 from vlmdata.errors import ConfigError, DataError
+from vlmdata.locations import explain_remote_errors, is_remote, kind_of, locator, open_location
 from vlmdata.sources.arrow_rows import read_arrow
 from vlmdata.sources.coco import is_coco, read_coco
 from vlmdata.sources.csv_rows import read_csv, tell_dialect
@@ -32,22 +33,28 @@ def open_sources(inputs: Sequence[str], config: InputConfig) -> list[Source]:
 
     Raises:
         ConfigError: inputs that are not there, or of no known kind; all of them are named.
-        DataError: an input that is there and cannot be read.
+        DataError: an input that is there and cannot be read, or a URL where there is nothing.
+        MissingDependencyError: the file system of a URL is not installed.
+        ResourceError: the network or the credentials for a URL give out.
     """
     problems: list[str] = []
     sources: list[Source] = []
-    root = _common_root(inputs)
-    for text in inputs:
-        path = Path(text)
+    paths = [open_location(text) for text in inputs]
+    kinds = [kind_of(path) for path in paths]
+    root = _common_root([path for path, kind in zip(paths, kinds, strict=True) if kind is not None])
+    for text, path, kind in zip(inputs, paths, kinds, strict=True):
         try:
-            if path.is_dir():
-                sources.extend(_open_folder(path, root, config))
-            elif path.is_file():
-                sources.append(_open_file(path, _name_of(path, root), config))
-            elif _REPOSITORY.fullmatch(text):
-                sources.append(open_hub_set(text, config.source_split, config.source_config))
-            else:
-                problems.append(f"{text}: no such file or folder")
+            with explain_remote_errors(path):
+                if kind == "folder":
+                    sources.extend(_open_folder(path, root, config))
+                elif kind == "file":
+                    sources.append(_open_file(path, _name_of(path, root), config))
+                elif is_remote(path):
+                    raise DataError(f"{locator(path)}: no such file, folder or bucket")
+                elif _REPOSITORY.fullmatch(text):
+                    sources.append(open_hub_set(text, config.source_split, config.source_config))
+                else:
+                    problems.append(f"{text}: no such file or folder")
         except ConfigError as error:
             problems.extend(error.problems)
     if problems:
@@ -55,17 +62,21 @@ def open_sources(inputs: Sequence[str], config: InputConfig) -> list[Source]:
     return sources
 
 
-def _common_root(inputs: Sequence[str]) -> Path:
-    """The folder that names in rejected.jsonl and in the `source` column are relative to."""
-    places = [Path(text).resolve().parent for text in inputs if Path(text).exists()]
-    return Path(os.path.commonpath(places)) if places else Path.cwd()
+def _common_root(paths: Sequence[Path]) -> list[str]:
+    """The parts of the folder that names in rejected.jsonl and in the `source` column are relative to."""
+    columns = zip(*(_parts(path)[:-1] for path in paths), strict=False)
+    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
 
 
-def _name_of(path: Path, root: Path) -> str:
-    return path.resolve().relative_to(root).as_posix()
+def _parts(path: Path) -> list[str]:
+    return (locator(path) if is_remote(path) else path.resolve().as_posix()).split("/")
 
 
-def _open_folder(folder: Path, root: Path, config: InputConfig) -> list[Source]:
+def _name_of(path: Path, root: Sequence[str]) -> str:
+    return "/".join(_parts(path)[len(root) :])
+
+
+def _open_folder(folder: Path, root: Sequence[str], config: InputConfig) -> list[Source]:
     kind, name = tell_folder(folder), _name_of(folder, root)
     if kind == "saved set":
         return [open_saved_set(folder, name, config.source_split)]

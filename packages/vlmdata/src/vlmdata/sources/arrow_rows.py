@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from io import IOBase
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmdata.errors import DataError
+from vlmdata.locations import is_remote
 from vlmdata.sample import RawRow
 from vlmdata.sources.rows import IndexedRow
 
@@ -55,16 +58,16 @@ def _name_labels(row: RawRow, labels: Mapping[str, list[str]]) -> RawRow:
 def _open(path: Path) -> tuple[pa.Schema, Callable[[], Iterator[pa.RecordBatch]], Callable[[], int]]:
     """Return the schema, a function that starts reading, and one that counts rows."""
     if path.suffix == ".parquet":
-        parquet = pq.ParquetFile(path)
+        parquet = pq.ParquetFile(path.open("rb") if is_remote(path) else path)
         return (
             parquet.schema_arrow,
             lambda: parquet.iter_batches(batch_size=_ROWS_AT_ONCE),
             lambda: int(parquet.metadata.num_rows),
         )
     try:
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        file = pa.ipc.open_file(_map(path))
     except pa.ArrowInvalid:
-        stream = pa.ipc.open_stream(pa.memory_map(str(path)))
+        stream = pa.ipc.open_stream(_map(path))
         return stream.schema, lambda: iter(stream), lambda: sum(batch.num_rows for batch in stream)
     batches = range(file.num_record_batches)
     return (
@@ -72,6 +75,10 @@ def _open(path: Path) -> tuple[pa.Schema, Callable[[], Iterator[pa.RecordBatch]]
         lambda: (file.get_batch(i) for i in batches),
         lambda: sum(file.get_batch(i).num_rows for i in batches),
     )
+
+
+def _map(path: Path) -> pa.NativeFile:
+    return pa.PythonFile(cast(IOBase, path.open("rb")), mode="r") if is_remote(path) else pa.memory_map(str(path))
 
 
 def read_arrow(path: Path) -> Iterator[IndexedRow]:

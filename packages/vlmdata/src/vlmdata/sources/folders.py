@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmdata.errors import DataError
+from vlmdata.locations import is_remote, relative_name, remote_files
 from vlmdata.sample import Problem
 from vlmdata.sources.arrow_rows import count_rows, read_arrow
 from vlmdata.sources.rows import IndexedRow, Source
@@ -55,18 +56,27 @@ def tell_folder(folder: Path) -> str:
 
 def find_data_files(folder: Path) -> list[Path]:
     """Return the files of a folder, at any depth, that can hold rows, in order of their names."""
-    return sorted(
+    return [
         path
-        for path in folder.rglob("*")
+        for path in _list_files(folder)
         if path.name.removesuffix(".gz").endswith(DATA_SUFFIXES)
         and path.name not in _NO_ROWS
         and not path.name.startswith((".", "_"))
-        and path.is_file()
-    )
+    ]
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """All files below a folder, in the order of their parts."""
+    if is_remote(folder):
+        return sorted((folder / name for name in remote_files(folder)), key=lambda path: path.parts)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(
+        (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")),
+        key=lambda path: path.name,
+    )
 
 
 def open_saved_set(folder: Path, name: str, source_split: str | None) -> Source:
@@ -141,8 +151,8 @@ def open_image_folder(
         files, kind = (metadata[0],), f"image folder with {metadata[0].name}"
         rows = _with_image(read_file, metadata[0])
     else:
-        images = sorted(list_images(place))
-        folders = sorted({place, *(image.parent for image in images)})
+        images = sorted(list_images(place), key=lambda path: path.parts)
+        folders = sorted({place, *(image.parent for image in images)}, key=lambda path: path.parts)
         files, kind = tuple(folders), "image folder, labels from the folders' names"
         rows = _labelled(images, place)
 
@@ -173,6 +183,12 @@ def _with_image(
 
 def list_images(folder: Path) -> Iterator[Path]:
     """Yield the image files of a folder, at any depth, told by their names; hidden folders are left out."""
+    if is_remote(folder):
+        for path in _list_files(folder):
+            hidden = any(part.startswith(".") for part in relative_name(path, folder).split("/")[:-1])
+            if path.suffix.lower() in IMAGE_SUFFIXES and not hidden:
+                yield path
+        return
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -183,9 +199,8 @@ def list_images(folder: Path) -> Iterator[Path]:
 def _labelled(images: Sequence[Path], folder: Path) -> Callable[[], Iterator[IndexedRow]]:
     def rows() -> Iterator[IndexedRow]:
         for index, path in enumerate(images):
-            relative = path.relative_to(folder)
-            label = {"label": relative.parent.name} if relative.parent.name else {}
-            name = relative.as_posix()
-            yield index, {"id": name, "image": name, "file_name": relative.name, **label}
+            name = relative_name(path, folder)
+            label = {"label": path.parent.name} if "/" in name else {}
+            yield index, {"id": name, "image": name, "file_name": path.name, **label}
 
     return rows

@@ -8,28 +8,23 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from vlmdata.config import InputConfig
+from vlmdata.locations import is_remote, open_location
 from vlmdata.sample import ImageRef, Problem
 from vlmdata.sources.downloads import Downloader
+from vlmdata.sources.remote_images import RemoteRoot
+from vlmdata.sources.stamps import FileStamp
 
-__all__ = ["FileStamp", "ImageLoader", "LoadedImage", "is_url", "stamp_file"]
+__all__ = ["ImageLoader", "LoadedImage", "is_url"]
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 # How base64 of JPEG, PNG, GIF and RIFF (WebP) files begins; a path that long does not.
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
 _BASE64_MIN_CHARS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class FileStamp:
-    """What tells whether a file has changed since: its size in bytes (-1: not there) and its time of change."""
-
-    path: str
-    size: int
-    mtime_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +40,6 @@ def is_url(location: str) -> bool:
     return location[:8].lower().startswith(("http://", "https://"))
 
 
-def stamp_file(path: str) -> FileStamp:
-    """Return the stamp of a file as it is now."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return FileStamp(path, -1, 0)
-    return FileStamp(path, status.st_size, status.st_mtime_ns)
-
-
 class ImageLoader:
     """Reads the images of one input, and keeps stamps of all files it was asked for.
 
@@ -64,7 +50,9 @@ class ImageLoader:
     """
 
     def __init__(self, config: InputConfig, image_base: Path, max_image_bytes: int) -> None:
-        self._root = os.path.realpath(config.image_root or image_base)
+        root = config.image_root or image_base
+        self._remote_base = root if is_remote(root) else None
+        self._root = "" if is_remote(root) else os.path.realpath(root)
         self._allow_outside = config.allow_outside_root
         self._download = config.download
         self._max_bytes = max_image_bytes
@@ -75,6 +63,22 @@ class ImageLoader:
             allow_private=config.allow_private_urls,
             max_bytes=max_image_bytes,
         )
+
+    @cached_property
+    def _remote(self) -> RemoteRoot | None:
+        # not before it is needed, since rows may carry their images
+        if self._remote_base is None:
+            return None
+        root = open_location(self._remote_base)
+        return RemoteRoot(root, allow_outside=self._allow_outside, max_bytes=self._max_bytes)
+
+    def has_to_wait(self, reference: ImageRef) -> bool:
+        """Tell whether the bytes come over the network, so that it is worth to ask for several at once."""
+        location = reference.location
+        if reference.data is not None or not location or location.startswith("data:"):
+            return False
+        # the file system is opened here and not by one of the threads that wait: each would open its own
+        return is_url(location) or self._remote is not None
 
     def load(self, reference: ImageRef) -> LoadedImage | Problem:
         """Return the bytes of an image, or why they cannot be had."""
@@ -92,9 +96,17 @@ class ImageLoader:
         if is_url(location):
             body = self._downloader.fetch(location)
             return body if isinstance(body, Problem) else LoadedImage(body, location.partition("?")[0])
+        if self._remote is not None and (self._remote.has_scheme_of(location) or not _SCHEME.match(location)):
+            return self._read_remote(self._remote, location)
         if scheme := _SCHEME.match(location):
             return Problem("image_url_refused", f"{scheme[1]}:// is not read, only paths, http:// and https://")
         return self._read_path(location)
+
+    def _read_remote(self, root: RemoteRoot, location: str) -> LoadedImage | Problem:
+        data, name, stamp = root.read(location)
+        if stamp is not None:
+            self.stamps[stamp.path] = stamp
+        return data if isinstance(data, Problem) else LoadedImage(data, name)
 
     def _read_path(self, location: str) -> LoadedImage | Problem:
         if "\0" in location:

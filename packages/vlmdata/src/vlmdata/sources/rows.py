@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
+from vlmdata.locations import is_remote, open_bytes
 from vlmdata.sample import Problem, RawRow
 
 __all__ = ["IndexedRow", "Source", "open_binary"]
@@ -40,5 +41,5 @@ class Source:
 def open_binary(path: Path) -> BinaryIO:
     """Open a file for reading bytes, through gzip where its name ends in `.gz`."""
     if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return path.open("rb")
+        return cast(BinaryIO, gzip.open(open_bytes(path) if is_remote(path) else path, "rb"))
+    return open_bytes(path)

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlmdata.errors import DataError
+from vlmdata.locations import is_remote, open_bytes
 from vlmdata.sample import Problem, RawRow
 from vlmdata.sources.folders import IMAGE_SUFFIXES
 from vlmdata.sources.json_rows import parse_object
@@ -35,7 +36,7 @@ def read_webdataset(path: Path, max_member_bytes: int) -> Iterator[IndexedRow]:
     """
     try:
         # closed by the generator that reads it
-        tar = tarfile.open(path, "r|*")
+        tar = tarfile.open(fileobj=open_bytes(path), mode="r|*") if is_remote(path) else tarfile.open(path, "r|*")
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a readable tar file: {error}") from error
     for index, (key, members) in enumerate(groupby(_read_members(tar, max_member_bytes), lambda each: each[0])):

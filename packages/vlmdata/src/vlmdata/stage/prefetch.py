@@ -1,4 +1,4 @@
-"""Images of samples, in order; those behind URLs are fetched some rows ahead, by several threads."""
+"""Images of samples, in order; those that come over the network are fetched some rows ahead, by several threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeAlias
 
 from vlmdata.sample import ImageRef, Problem, Sample
-from vlmdata.sources.image_bytes import ImageLoader, LoadedImage, is_url
+from vlmdata.sources.image_bytes import ImageLoader, LoadedImage
 
 __all__ = ["load_images"]
 
@@ -31,7 +31,7 @@ def load_images(
 
         def start(reference: ImageRef) -> Future[_Outcome] | ImageRef:
             url = reference.location
-            if reference.data is not None or url is None or not is_url(url):
+            if url is None or not loader.has_to_wait(reference):
                 return reference
             if url not in downloads:
                 downloads[url] = threads.submit(loader.load, reference)

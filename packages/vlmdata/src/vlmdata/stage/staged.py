@@ -23,7 +23,7 @@ from vlmdata.config import ImageConfig, InputConfig
 from vlmdata.formats import Reading
 from vlmdata.manifest import write_json_atomically
 from vlmdata.sample import Problem, RawRow, Rejection
-from vlmdata.sources.image_bytes import FileStamp, stamp_file
+from vlmdata.sources.stamps import FileStamp, stamp_file
 
 __all__ = ["SIGNATURE_SCHEMA", "Marker", "PartitionSummary", "StagedFiles", "Task", "WorkSettings", "read_marker"]
 

@@ -17,7 +17,8 @@ from vlmdata.images import ImageProblem, PreparedImage, prepare_pages
 from vlmdata.sample import Message, Problem, RawRow, Rejection, Sample, StoredImage
 from vlmdata.schema import ARROW_SCHEMA, ImageInfoRow, Row
 from vlmdata.shard_writer import rows_to_batch
-from vlmdata.sources.image_bytes import ImageLoader, LoadedImage, stamp_file
+from vlmdata.sources.image_bytes import ImageLoader, LoadedImage
+from vlmdata.sources.stamps import stamp_file
 from vlmdata.stage.prefetch import load_images
 from vlmdata.stage.staged import (
     SIGNATURE_SCHEMA,
