@@ -169,7 +169,9 @@ def _finish(
             copy_file(rejected, config.out / rejected.name)
         raise
     names = ["train", *config.split.fractions]
-    entries = write_splits(ready, stage, settled.staged, settled.split_of, names, config.output.shard_bytes)
+    entries = write_splits(
+        ready, stage, settled.staged, settled.merges, settled.split_of, names, config.output.shard_bytes
+    )
     write_set_files(ready, entries)
     for name, entry in entries.items():
         if not entry.rows:

@@ -122,7 +122,7 @@ class ColumnConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DedupConfig:
-    """Which rows count as duplicates of each other."""
+    """Which rows count as duplicates of each other, and which belong together."""
 
     dedup: Literal["none", "exact", "near"] = "near"
     """Drop no duplicates, rows with equal pixels, or also rows with nearly the same picture."""
@@ -133,9 +133,16 @@ class DedupConfig:
     against: tuple[str, ...] = ()
     """Evaluation set (images, a set of any format, a built folder, a list of vlmdata hash, or a hub id as
     owner/name@test) whose images must not be trained on: rows that show one are dropped; can be given again."""
+    merge_turns: bool = False
+    """Join rows about the same images (equal pixels, same system text) into one conversation of several turns, in the
+    order of the input. Each joined row is counted as merged; what --keep carries is that of the first."""
+    max_merged: int = 32
+    """Rows that --merge-turns joins into one conversation at most."""
 
     def __post_init__(self) -> None:
-        """Check the distance."""
+        """Check the limits."""
+        if self.max_merged < 2:
+            raise ConfigError(f"max_merged must be at least 2, not {self.max_merged!r}")
         if not 0 <= self.near_distance <= 64:
             raise ConfigError(f"near_distance must be between 0 and 64 of 256 bits, not {self.near_distance!r}")
 

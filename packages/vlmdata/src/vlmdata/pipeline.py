@@ -28,6 +28,7 @@ from vlmdata.dedup import (
 from vlmdata.errors import ConfigError, DataError
 from vlmdata.formats import Reading, plan_reading
 from vlmdata.manifest import Counts
+from vlmdata.merging import Merges, find_merges
 from vlmdata.publish import write_rejections
 from vlmdata.sample import Problem
 from vlmdata.sources import Source
@@ -54,11 +55,11 @@ __all__ = [
 ]
 
 # Part of every partition's key: a change in what is staged makes older staged files useless.
-_STAGE_VERSION = 2
+_STAGE_VERSION = 3
 # How many rows of an input are looked at to tell its format and columns.
 _HEAD_ROWS = 64
 # Reasons that are choices, not defects of the data: they do not count towards --max-reject-rate.
-_CHOSEN_REASONS = frozenset(("filtered", "duplicate_exact", "duplicate_near", "contaminated"))
+_CHOSEN_REASONS = frozenset(("filtered", "duplicate_exact", "duplicate_near", "contaminated", "merged"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class Settled:
         evaluation: the pictures that rows were held against.
         contamination: the rows that were dropped because they show a picture of an evaluation set.
         duplicates: the rows that were dropped for others.
+        merges: the rows that became turns of others.
         links: which images are the same, where that was worked out.
     """
 
@@ -89,7 +91,15 @@ class Settled:
     evaluation: Sequence[EvaluationImages]
     contamination: Contamination
     duplicates: Duplicates
+    merges: Merges
     links: ImageLinks | None
+
+    @property
+    def is_used(self) -> npt.NDArray[np.bool_]:
+        """(R,) rows whose questions and answers are in the folder, be it as turns of another row."""
+        used = self.split_of >= 0
+        used[self.merges.row] = True
+        return used
 
 
 def list_versions() -> dict[str, str]:
@@ -205,7 +215,9 @@ def settle_rows(
     known = links if config.dedup.dedup == "near" else None
     duplicates = find_duplicates(signatures, config.dedup, known, is_candidate=is_kept)
     is_kept[duplicates.row] = False
-    reasons = write_rejections(rejected, stage, staged, duplicates, contamination, evaluation)
+    merges = _merge_turns(staged, links, is_kept, config)
+    is_kept[merges.row] = False
+    reasons = write_rejections(rejected, stage, staged, duplicates, contamination, evaluation, merges)
     counts = Counts(
         read=sum(each.read for each in partitions),
         kept=int(is_kept.sum()),
@@ -218,7 +230,24 @@ def settle_rows(
         fractions, seed = config.split.fractions, config.split.seed
         split_of = assign_splits(signatures, links, staged.group, is_kept, fractions, seed)
     split_of[~is_kept] = -1
-    return Settled(staged, split_of, counts, evaluation, contamination, duplicates, links)
+    return Settled(staged, split_of, counts, evaluation, contamination, duplicates, merges, links)
+
+
+def _merge_turns(
+    staged: StagedSet, links: ImageLinks | None, is_kept: npt.NDArray[np.bool_], config: BuildConfig
+) -> Merges:
+    if not config.dedup.merge_turns:
+        return Merges.none()
+    links = links or link_images(staged.signatures, None)
+    return find_merges(
+        staged.signatures,
+        links.picture,
+        staged.system_hash,
+        staged.prompt_hash,
+        is_kept & staged.is_mergeable,
+        max_rows=config.dedup.max_merged,
+        max_chars=config.texts.max_chars,
+    )
 
 
 def check_rejects(counts: Counts, max_reject_rate: float, report: Path | None) -> None:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from vlmdata.dedup import Contamination, Duplicates, EvaluationImages
 from vlmdata.errors import DataError
 from vlmdata.manifest import SplitEntry
+from vlmdata.merged_rows import MergedRows
+from vlmdata.merging import Merges
 from vlmdata.sample import Rejection
 from vlmdata.shard_writer import SplitWriter
 from vlmdata.shards import open_shard
@@ -25,7 +27,13 @@ __all__ = ["collect_stamps", "write_rejections", "write_splits"]
 
 
 def write_splits(
-    ready: Path, stage: Path, staged: StagedSet, split_of: npt.NDArray[np.int64], names: Sequence[str], shard_bytes: int
+    ready: Path,
+    stage: Path,
+    staged: StagedSet,
+    merges: Merges,
+    split_of: npt.NDArray[np.int64],
+    names: Sequence[str],
+    shard_bytes: int,
 ) -> dict[str, SplitEntry]:
     """Write the kept rows, in the order of the input, to the shards of their splits.
 
@@ -33,15 +41,18 @@ def write_splits(
         ready: where the splits' folders are put together.
         stage: where the staged partitions lie.
         staged: R staged rows.
+        merges: rows that become turns of others.
         split_of: (R,) an index of `names`, or -1 for rows that are left out.
         names: of the splits.
         shard_bytes: size at which a new shard is begun.
     """
+    merged = MergedRows(stage, staged, merges)
     with ExitStack() as stack:
         writers = [stack.enter_context(SplitWriter(ready, name, shard_bytes=shard_bytes)) for name in names]
         place = 0
         for partition in staged.partitions:
             for batch in open_shard(StagedFiles(stage, partition.number).rows):
+                batch = merged.continue_rows(batch, place)
                 wanted = split_of[place : place + batch.num_rows]
                 place += batch.num_rows
                 for i, writer in enumerate(writers):
@@ -60,12 +71,14 @@ def write_rejections(
     duplicates: Duplicates,
     contamination: Contamination,
     evaluation: Sequence[EvaluationImages],
+    merges: Merges,
 ) -> Counter[str]:
     """Write rejected.jsonl in the order of the input, and return how many rows each reason took."""
     counts: Counter[str] = Counter()
     dropped = heapq.merge(
         _describe_duplicates(staged, duplicates),
         _describe_contaminated(staged, contamination, evaluation),
+        _describe_merged(staged, merges),
         key=lambda item: item[0],
     )
     with path.open("w", encoding="utf-8") as file:
@@ -94,11 +107,21 @@ def _merge(stage: Path, staged: StagedSet, dropped: Iterator[tuple[int, Rejectio
 def _describe_duplicates(staged: StagedSet, duplicates: Duplicates) -> Iterator[tuple[int, Rejection]]:
     for place, kept_place, reason, distance in duplicates:
         source, row, row_id = staged.name(place)
-        kept_source, kept_row, kept_id = staged.name(kept_place)
-        place_of_kept = f"{kept_source}:{kept_row}"
-        who = kept_id if kept_id == place_of_kept else f"{kept_id} ({place_of_kept})"
         how = f", distance {distance} of 256" if reason == "duplicate_near" else ""
-        yield place, Rejection(source, row, "dedup", reason, f"of {who}{how}", row_id)
+        yield place, Rejection(source, row, "dedup", reason, f"of {_call(staged, kept_place)}{how}", row_id)
+
+
+def _describe_merged(staged: StagedSet, merges: Merges) -> Iterator[tuple[int, Rejection]]:
+    for place, host in zip(merges.row.tolist(), merges.host.tolist(), strict=True):
+        source, row, row_id = staged.name(place)
+        detail = f"into the conversation of {_call(staged, host)}"
+        yield place, Rejection(source, row, "merge", "merged", detail, row_id)
+
+
+def _call(staged: StagedSet, place: int) -> str:
+    """Name a kept row by its id, and where that does not say it by its place in the input."""
+    source, row, row_id = staged.name(place)
+    return row_id if row_id == f"{source}:{row}" else f"{row_id} ({source}:{row})"
 
 
 def _describe_contaminated(

@@ -68,7 +68,7 @@ class Rejection:
     Attributes:
         source: the input file, relative to the inputs' root.
         row: 0-based index of the row in that file.
-        stage: the part of the build that decided (`sources`, `formats`, `images`, `stage`, `dedup`, `splits`).
+        stage: the part of the build that decided (`sources`, `formats`, `images`, `stage`, `dedup`, `merge`).
         reason: a short stable word, counted in the manifest.
         detail: what exactly was wrong, for a person.
         id: the row's id, where one was known.

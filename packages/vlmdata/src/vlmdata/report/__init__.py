@@ -79,7 +79,7 @@ def _render(report: ReportInputs) -> Iterator[Html]:
     whole = merge_figures(report.splits.values())
     samples = sample_reasons(read_rejections(report.folder.path), seed)
     pictures = find_pictures(samples, report.inputs, config.input, config.images)
-    conflicts = find_conflicts(report.stage, settled.staged, _links(settled), settled.split_of >= 0)
+    conflicts = find_conflicts(report.stage, settled.staged, _links(settled), settled.is_used)
     kept = {name: figures.rows for name, figures in report.splits.items()}
     yield _render_head(report)
     yield _section("flow", [render_flow(settled.counts, kept)])

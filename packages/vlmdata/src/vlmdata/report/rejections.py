@@ -67,7 +67,8 @@ def render_flow(counts: Counts, splits: Mapping[str, int]) -> Html:
     """Return how the rows that were read part into splits and reasons."""
     ends = [FlowEnd(f"kept, {name}", rows, "kept") for name, rows in splits.items()]
     reasons = sorted(counts.rejected.items(), key=lambda item: (-item[1], item[0]))
-    ends += [FlowEnd(reason, count, "lost") for reason, count in reasons[:_FLOW_REASONS]]
+    # what became turns of another row is not lost
+    ends += [FlowEnd(name, count, "kept" if name == "merged" else "lost") for name, count in reasons[:_FLOW_REASONS]]
     if rest := reasons[_FLOW_REASONS:]:
         ends.append(FlowEnd(f"{len(rest)} other reasons", sum(count for _, count in rest), "lost"))
     lost = counts.read - counts.kept

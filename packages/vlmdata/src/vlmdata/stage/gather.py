@@ -26,6 +26,9 @@ class StagedSet:
     Attributes:
         signatures: what deduplication compares.
         group: (R,) uint64, a hash of the `--group-by` value, 0 where there is none.
+        prompt_hash: (R,) uint64, of all that comes before the last answer.
+        system_hash: (R, 16) uint8, of the system text.
+        is_mergeable: (R,) bool, whether other questions on the same images may follow in one conversation.
         first_row: for each partition the place of its first row among the R.
         names: for each partition the columns `row` (index in the input) and `id`, memory-mapped.
         partitions: the partitions, in order.
@@ -33,6 +36,9 @@ class StagedSet:
 
     signatures: Signatures
     group: npt.NDArray[np.uint64]
+    prompt_hash: npt.NDArray[np.uint64]
+    system_hash: npt.NDArray[np.uint8]
+    is_mergeable: npt.NDArray[np.bool_]
     first_row: npt.NDArray[np.int64]
     names: Sequence[pa.RecordBatch]
     partitions: Sequence[PartitionSummary]
@@ -69,6 +75,9 @@ def gather_signatures(folder: Path, partitions: Sequence[PartitionSummary]) -> S
     return StagedSet(
         signatures=signatures,
         group=_hash_groups(table.column("group")),
+        prompt_hash=np.asarray(table.column("prompt_hash"), dtype=np.uint64),
+        system_hash=_fixed_bytes(table.column("system_hash").combine_chunks(), 16),
+        is_mergeable=np.asarray(table.column("system_hash").is_valid().to_numpy(zero_copy_only=False), dtype=np.bool_),
         first_row=np.cumsum([0, *(each.kept for each in partitions)], dtype=np.int64)[:-1],
         names=[batch.select(["row", "id"]) for batch in batches],
         partitions=partitions,

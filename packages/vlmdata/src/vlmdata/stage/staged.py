@@ -40,6 +40,8 @@ _FIELDS: list[tuple[str, pa.DataType]] = [
     ("group", pa.string()),
     ("text_hash", pa.binary(16)),
     ("text_length", pa.int64()),
+    ("prompt_hash", pa.uint64()),
+    ("system_hash", pa.binary(16)),
     ("images", pa.list_(pa.struct(_IMAGE_FIELDS))),
 ]
 SIGNATURE_SCHEMA = pa.schema(_FIELDS)

@@ -14,11 +14,12 @@ import xxhash
 from vlmdata.dedup.signatures import hash_texts
 from vlmdata.formats import Placement, Reading, convert_row, encode_meta, fit_to_images, read_group
 from vlmdata.images import ImageProblem, PreparedImage, prepare_pages
-from vlmdata.sample import Message, Problem, RawRow, Rejection, Sample, StoredImage
+from vlmdata.sample import Problem, RawRow, Rejection, Sample, StoredImage
 from vlmdata.schema import ARROW_SCHEMA, ImageInfoRow, Row
 from vlmdata.shard_writer import rows_to_batch
 from vlmdata.sources.image_bytes import ImageLoader, LoadedImage
 from vlmdata.sources.stamps import stamp_file
+from vlmdata.stage.conversations import hash_prompt, hash_system, list_spoken
 from vlmdata.stage.prefetch import load_images
 from vlmdata.stage.staged import (
     SIGNATURE_SCHEMA,
@@ -175,7 +176,7 @@ class _Partition:
             stored = [StoredImage(image.data, name, _describe(image)) for image, name in prepared]
             self._rows.append(sample.to_row(stored, encode_meta(sample)))
             self._row_bytes += sum(len(image.data) for image in stored)
-        texts = [text for message in sample.messages for text in _spoken(message)]
+        texts = [text for message in sample.messages for text in list_spoken(message)]
         raw = self._task.rows[at][1]
         self._signatures.append(
             {
@@ -184,6 +185,8 @@ class _Partition:
                 "group": None if isinstance(raw, Problem) else read_group(raw, self._task.reading),
                 "text_hash": hash_texts(texts),
                 "text_length": sum(map(len, texts)),
+                "prompt_hash": hash_prompt(sample.messages),
+                "system_hash": hash_system(sample.messages),
                 "images": [_sign(image) for image, _ in prepared],
             }
         )
@@ -214,13 +217,6 @@ def _at_image(problem: Problem, position: int, count: int) -> Problem:
 
 def _size_of(outcome: list[PreparedImage] | ImageProblem) -> int:
     return 0 if isinstance(outcome, ImageProblem) else sum(len(page.data) + len(page.thumbnail) for page in outcome)
-
-
-def _spoken(message: Message) -> Iterator[str]:
-    """The role, the texts and the places of the images, which together are what a message says."""
-    yield message.role
-    for part in message.content:
-        yield "\0image" if part.text is None else part.text
 
 
 def _place(image: PreparedImage) -> Placement:
