@@ -42,7 +42,8 @@ def test_a_good_split_is_described(colours, chat) -> None:
     share = checked.lengths.supervised.sum() / checked.lengths.tokens.sum()
     assert words.startswith("train: 24 rows; tokens a row: median ")
     assert f"longest {checked.max_length} (limit {checked.max_length})" in words
-    assert words.endswith(f"{share:.1%} carry loss")
+    assert f"{share:.1%} carry loss\n  28 pictures, all taken in their stored size\n" in words
+    assert words.endswith("the foreseen lengths of 16 random rows are the processor's")
 
 
 def test_rows_without_a_learned_token_are_refused(made, build, chat) -> None:
@@ -68,15 +69,15 @@ def test_over_long_rows_are_refused_or_left_out(made, build, chat) -> None:
         check(folder, chat, max_length=60)
     assert "2 of 5 rows are longer than --max-length 60 (rows 1, 3; the longest takes " in str(caught.value)
     assert f"takes {longest} tokens" in str(caught.value)
-    assert "--over-length drop" in str(caught.value)
-    checked = check(folder, chat, max_length=60, over_length="drop")
+    assert "--over-long drop" in str(caught.value)
+    checked = check(folder, chat, max_length=60, over_long="drop")
     assert (len(checked.rows), checked.dropped, checked.max_length) == (3, 2, 60)
     assert len(checked.lengths.tokens) == len(checked.lengths.supervised) == 3
     assert checked.lengths.tokens.max() <= 60
     assert [row["messages"][0]["content"][1]["text"] for row in checked.rows] == ["Which? "] * 3
     assert "2 over-long rows left out" in checked.describe()
     with pytest.raises(DataError, match="every row is longer than --max-length 5"):
-        check(folder, chat, max_length=5, over_length="drop")
+        check(folder, chat, max_length=5, over_long="drop")
 
 
 def test_many_rows_are_named_by_the_first_three(made, build, chat) -> None:
@@ -225,3 +226,55 @@ def test_a_masked_row_that_ends_with_what_is_learned(chat_of) -> None:
     ids = chat.processor.tokenizer("<s>[INST]Which?[/INST]red</s>", add_special_tokens=False)["input_ids"]
     labels = [-100] * (len(ids) - 2) + ids[-2:]
     assert show_masked_row(ids, labels, chat) == "<s>[INST]Which?[/INST]⟦red</s>⟧"
+
+
+def test_sizes_that_the_processor_changes_are_told(made, build, chat_of) -> None:
+    sizes = [(60, 60), (60, 60), (56, 84), (500, 100)]
+    turns = [made.turn("user", None, "Which?"), made.turn("assistant", "red")]
+    folder = build([made.conversation(index, turns, [size]) for index, size in enumerate(sizes)])
+    words = check(folder, chat_of("qwen2.5-vl")).describe()
+    assert "3 of 4 pictures are rounded to multiples of 28 px by the processor" in words
+    assert "(2 from 60x60 to 56x56, 1 from 500x100 to 504x112 px)" in words
+    words = check(folder, chat_of("gemma3"), "gemma3").describe()
+    assert words.count("from 60x60 to ") == 1
+    assert "4 of 4 pictures are stretched to 896x896 px" in words
+
+
+def test_a_text_that_spells_the_image_token_is_refused(made, build, chat) -> None:
+    rows = [one_turn(made, 0, "red"), one_turn(made, 1, "red", question="What is <|image_pad|>?")]
+    with pytest.raises(
+        DataError, match=r"in 1 of 2 rows \(rows 1\) the rendered text holds more or fewer image placeh"
+    ):
+        check(build(rows), chat)
+
+
+def test_lengths_that_the_processor_does_not_make_are_refused(made, build, chat, monkeypatch) -> None:
+    from vlmtrain.image_tokens import ImageTokenCounter
+
+    count = ImageTokenCounter.__call__
+    monkeypatch.setattr(ImageTokenCounter, "__call__", lambda self, *size: count(self, *size) + 1)
+    with pytest.raises(ConfigError, match=r"row 0 of train: the processor makes \d+ tokens of it, \d+ were foreseen"):
+        check(build([one_turn(made, 0, "red")]), chat)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((9, 0), torch.bfloat16)])
+def test_what_an_old_gpu_changes_is_said(monkeypatch, capability, dtype) -> None:
+    from vlmtrain.device import describe_limits, half_precision
+
+    assert describe_limits("gemma3") == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    assert half_precision() == dtype
+    words = " ".join(describe_limits("gemma3"))
+    assert ("float16 with loss scaling in place of bfloat16" in words) == (capability < (8, 0))
+    assert ("--load-in 32bit" in words) == (capability < (8, 0))
+
+
+def test_several_processes_measure_the_same(colours, chat) -> None:
+    from vlmtrain.lengths import measure_lengths
+
+    split = open_folder(colours).split("train")
+    one, four = (measure_lengths(split, chat, FAMILIES["qwen2.5-vl"], processes=count) for count in (1, 4))
+    for field in dataclasses.fields(one):
+        assert getattr(one, field.name).tolist() == getattr(four, field.name).tolist()

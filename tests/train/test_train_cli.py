@@ -232,7 +232,7 @@ def test_help_imports_nothing_heavy() -> None:
             assert not {heavy!r} & set(sys.modules), (arguments, {heavy!r} & set(sys.modules))
     """
     out = run_python(code)
-    for option in ("--data", "--over-length", "--finetune-vision-layers", "--swap-images", "--check-rows", "--batch"):
+    for option in ("--data", "--over-long", "--finetune-vision-layers", "--swap-images", "--check-rows", "--batch"):
         assert f"  {option}" in out
     assert "[default: 16]" in out
 

@@ -102,7 +102,7 @@ def test_the_best_checkpoint_is_kept_and_becomes_the_result(method, family, sett
     evaluate = Trainer.evaluate
     monkeypatch.setattr(Trainer, "evaluate", lambda *a, **k: evaluate(*a, **k) | {"eval_loss": next(scripted)})
     values = {"method": method, "model": str(tiny(family)), "max_steps": 4, "keep_checkpoints": 1, "lr": 1e-3}
-    run = fit(settings(**values, over_length="drop", max_length=100))
+    run = fit(settings(**values, over_long="drop", max_length=100))
     report = json.loads(run.report.read_text())
     assert (report["best_step"], report["best_eval_loss"]) == (2, 1.0)
     assert {path.name for path in run.checkpoints.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
@@ -262,7 +262,7 @@ def test_an_adapter_is_trained_on(lora_run, settings, capsys) -> None:
 def test_over_long_rows_are_left_out_where_asked(settings, made, build) -> None:
     long = made.conversation(6, [made.turn("user", None, "Which? " * 40), made.turn("assistant", "red")], [(56, 56)])
     data = build([*(made.row(i) for i in range(1, 5)), long])
-    run = fit(settings(data=data, max_length=60, over_length="drop", max_steps=1))
+    run = fit(settings(data=data, max_length=60, over_long="drop", max_steps=1))
     report = json.loads(run.report.read_text())
     assert (report["rows"]["train"], report["max_length"]) == (4, 60)
 

@@ -45,9 +45,9 @@ class DataConfig:
     val_split: str = "val"
     """Split for the evaluation loss; without such a split there is none, and the last checkpoint is kept."""
     max_length: int | None = None
-    """Most tokens of a row, image tokens included; rows are never cut. Unset: the longest row of the set."""
-    over_length: Literal["fail", "drop"] = "fail"
-    """What to do with rows above --max-length."""
+    """Most tokens of a row, image tokens included; see --over-long. Unset: the longest row of the set."""
+    over_long: Literal["fail", "drop", "truncate"] = "fail"
+    """What to do with rows above --max-length. truncate: cut text, by whole turns first, never images or end tokens."""
     train_on: Literal["all", "last"] = "all"
     """Assistant turns that carry loss: all of them, or the last of each conversation."""
     instruction_part: str | None = None

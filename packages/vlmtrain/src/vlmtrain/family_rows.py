@@ -26,16 +26,22 @@ class FamilyRows:
         self._family = dataclasses.replace(family, system_with_images=True) if family else None
         self._rows: dict[str, list[int]] = {}
 
-    def look_at(self, row: int, messages: list[Any]) -> None:
-        """Looks at one row.
+    def problem(self, messages: list[Any]) -> str | None:
+        """Why the family cannot represent a row, or None.
 
         Args:
-            row: Its index in the split.
-            messages: Its turns, `{role, content: [{type, text}]}`.
+            messages: The row's turns, `{role, content: [{type, text}]}`.
         """
-        problem = row_problem(self._family, messages) if self._family else None
-        if problem:
-            self._rows.setdefault(problem, []).append(row)
+        return row_problem(self._family, messages) if self._family else None
+
+    def add(self, row: int, problem: str) -> None:
+        """Remembers a row, by its index in the split, and what is wrong with it."""
+        self._rows.setdefault(problem, []).append(row)
+
+    def look_at(self, row: int, messages: list[Any]) -> None:
+        """Looks at one row and remembers its problem, if it has one."""
+        if problem := self.problem(messages):
+            self.add(row, problem)
 
     def require_none(self, split: str) -> None:
         """Refuses the split if any row was found.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,17 @@ from vlmdata.families import Family
 from vlmdata.shards import Split
 from vlmtrain.chat import ChatFormat
 from vlmtrain.config import DataConfig
-from vlmtrain.lengths import RowLengths, measure_lengths
+from vlmtrain.image_tokens import ImageTokenCounter, SizeChanges, describe_sizes
+from vlmtrain.lengths import RowLengths, count_text_tokens, measure_conversations, measure_lengths
 from vlmtrain.masks import mask_labels
-from vlmtrain.rows import Rows, open_rows
+from vlmtrain.over_long import Shortened, replace_messages, shorten_rows
+from vlmtrain.rows import Rows, open_rows, sample_indices
 
-__all__ = ["CheckedSplit", "check_collator", "check_split", "show_masked_row"]
+__all__ = ["CheckedSplit", "check_collator", "check_split", "differing_lengths", "show_masked_row"]
 
 _EXAMPLES = 3
+_VERIFIED_ROWS = 16
+_SAMPLE_SEED = 0
 _COLLATOR_ROWS = 4
 
 
@@ -37,18 +41,30 @@ class CheckedSplit:
     max_length: int
     """Tokens of the longest row that stays, or the limit that was set."""
     dropped: int
-    """Rows above the limit that were left out, because `--over-length drop` asked for it."""
+    """Rows above the limit that were left out, because `--over-long drop` asked for it."""
+    shortened: Shortened | None
+    """What `--over-long truncate` did, if there was something to do."""
+    sizes: SizeChanges
+    """Pictures that the processor resizes, in the whole split."""
+    verified: int
+    """Rows whose length was compared with what the processor makes of them."""
 
     def describe(self) -> str:
-        """One line for the run's output."""
+        """What was found, for the run's output."""
         tokens = int(self.lengths.tokens.sum())
         share = self.lengths.supervised.sum() / max(tokens, 1)
         dropped = f", {self.dropped} over-long rows left out" if self.dropped else ""
-        return (
+        lines = [
             f"{self.name}: {len(self.rows)} rows{dropped}; tokens a row: median {int(np.median(self.lengths.tokens))}, "
             f"longest {int(self.lengths.tokens.max())} (limit {self.max_length}); "
-            f"{self.lengths.image_tokens.sum() / max(tokens, 1):.0%} stand for images, {share:.1%} carry loss"
-        )
+            f"{self.lengths.image_tokens.sum() / max(tokens, 1):.0%} stand for images, {share:.1%} carry loss",
+            self.sizes.describe(),
+            f"every answer ends in a token that stops generation; the foreseen lengths of {self.verified} random rows "
+            "are the processor's",
+        ]
+        if self.shortened is not None:
+            lines.append(self.shortened.describe())
+        return "\n  ".join(lines)
 
 
 def check_split(split: Split, config: DataConfig, chat: ChatFormat, family: Family | None) -> CheckedSplit:
@@ -62,27 +78,112 @@ def check_split(split: Split, config: DataConfig, chat: ChatFormat, family: Fami
 
     Raises:
         DataError: Rows above the limit, rows without a supervised token, answers that the mask misses or that no
-            stop token ends.
+            stop token ends, placeholders that are no picture's.
+        ConfigError: The processor makes other lengths of rows than were foreseen.
     """
     rows = open_rows(split)
     lengths = measure_lengths(split, chat, family, last_turn_only=config.train_on == "last")
     if problems := _mask_problems(split.name, lengths, chat):
         raise DataError("; ".join(problems))
+    chosen = sample_indices(len(rows), _VERIFIED_ROWS, _SAMPLE_SEED)
+    if wrong := differing_lengths(rows, lengths, chosen, chat):
+        row, foreseen, made = wrong[0]
+        raise ConfigError(
+            f"row {row} of {split.name}: the processor makes {made} tokens of it, {foreseen} were foreseen "
+            f"({len(wrong)} of {len(chosen)} random rows differ): it does something that this program does not know of"
+        )
+    counter = ImageTokenCounter(chat, family)
+    sizes = split.stored_sizes()
     limit = config.max_length or int(lengths.tokens.max())
     over = np.flatnonzero(lengths.tokens > limit)
-    if len(over) and config.over_length == "fail":
-        raise DataError(
-            f"{split.name}: {len(over)} of {len(rows)} rows are longer than --max-length {limit} "
-            f"(rows {_some(over)}; the longest takes {int(lengths.tokens.max())} tokens) and would lose text or image "
-            "tokens; "
-            "raise --max-length, build with a smaller --max-side, or leave them out with --over-length drop"
-        )
-    if len(over) == len(rows):
-        raise DataError(f"{split.name}: every row is longer than --max-length {limit}")
+    dropped, shortened = 0, None
     if len(over):
-        kept = np.flatnonzero(lengths.tokens <= limit)
-        rows, lengths = rows.select(kept), _take(lengths, kept)
-    return CheckedSplit(name=split.name, rows=rows, lengths=lengths, max_length=limit, dropped=len(over))
+        if config.over_long == "fail":
+            raise DataError(_over_long_words(split.name, lengths, over, limit))
+        if config.over_long == "truncate":
+            added = lengths.image_tokens - np.fromiter(map(len, sizes), np.int64, len(sizes))
+            shortened = shorten_rows(
+                split.name,
+                rows,
+                over,
+                lambda turns, row: count_text_tokens(turns, chat, counter) + int(added[row]),
+                limit,
+            )
+            rows = replace_messages(rows, shortened.messages)
+            lengths = _measure_again(split.name, lengths, shortened, sizes, chat, family, config)
+        elif len(over) == len(rows):
+            raise DataError(f"{split.name}: every row is longer than --max-length {limit}")
+        else:
+            kept = np.flatnonzero(lengths.tokens <= limit)
+            rows, lengths, dropped = rows.select(kept), lengths.take(kept), len(over)
+    return CheckedSplit(
+        name=split.name,
+        rows=rows,
+        lengths=lengths,
+        max_length=limit,
+        dropped=dropped,
+        shortened=shortened,
+        sizes=describe_sizes(sizes, counter, family),
+        verified=len(chosen),
+    )
+
+
+def differing_lengths(
+    rows: Rows, lengths: RowLengths, chosen: Sequence[int], chat: ChatFormat
+) -> list[tuple[int, int, int]]:
+    """Rows of which the processor, with the decoded pictures, makes another number of tokens than was foreseen.
+
+    Args:
+        rows: Rows `{messages, images}`.
+        lengths: What was foreseen of them.
+        chosen: Indices of the rows to look at.
+        chat: The processor.
+
+    Returns:
+        `(row, foreseen, made)` of each row that differs.
+    """
+    wrong = []
+    for row in chosen:
+        content = rows[row]
+        images = list(content["images"])
+        arguments: dict[str, Any] = {"text": [chat.render(content["messages"])], "add_special_tokens": False}
+        made = len(chat.processor(**arguments, **({"images": [images]} if images else {}))["input_ids"][0])
+        if made != lengths.tokens[row]:
+            wrong.append((row, int(lengths.tokens[row]), made))
+    return wrong
+
+
+def _over_long_words(split: str, lengths: RowLengths, over: npt.NDArray[np.int64], limit: int) -> str:
+    return (
+        f"{split}: {len(over)} of {len(lengths.tokens)} rows are longer than --max-length {limit} "
+        f"(rows {_some(over)}; the longest takes {int(lengths.tokens.max())} tokens); "
+        "raise --max-length, build with a smaller --max-side, leave them out with --over-long drop, or cut their text "
+        "with --over-long truncate"
+    )
+
+
+def _measure_again(
+    split: str,
+    lengths: RowLengths,
+    shortened: Shortened,
+    sizes: Sequence[Sequence[tuple[int, int]]],
+    chat: ChatFormat,
+    family: Family | None,
+    config: DataConfig,
+) -> RowLengths:
+    """The lengths with those of the shortened rows; what is wrong with a shortened row is refused too."""
+    indices = np.fromiter(shortened.messages, np.int64, len(shortened.messages))
+    again = measure_conversations(
+        split,
+        [shortened.messages[int(row)] for row in indices],
+        [list(sizes[int(row)]) for row in indices],
+        chat,
+        family,
+        last_turn_only=config.train_on == "last",
+    )
+    if problems := _mask_problems(f"{split}, shortened", again, chat):
+        raise DataError("; ".join(problems))
+    return lengths.replace(indices, again)
 
 
 def check_collator(
@@ -164,6 +265,13 @@ def _mask_problems(split: str, lengths: RowLengths, chat: ChatFormat) -> list[st
             f"assistant turns (rows {_some(missing)}): a turn begins with a line break that melts into the marker, "
             "or holds the template's own tokens"
         )
+    stray = np.flatnonzero(lengths.stray_placeholders != 0)
+    if len(stray):
+        problems.append(
+            f"{split}: in {len(stray)} of {total} rows (rows {_some(stray)}) the rendered text holds more or fewer "
+            "image placeholders than the row has pictures: a text spells the model's own image token, or a turn names "
+            "a picture that is not there"
+        )
     endless = np.flatnonzero(lengths.unterminated > 0)
     if len(endless):
         problems.append(
@@ -185,13 +293,3 @@ def _token_names(chat: ChatFormat) -> str:
 def _some(rows: npt.NDArray[np.int64]) -> str:
     shown = ", ".join(str(int(row)) for row in rows[:_EXAMPLES])
     return shown + (", …" if len(rows) > _EXAMPLES else "")
-
-
-def _take(lengths: RowLengths, kept: npt.NDArray[np.int64]) -> RowLengths:
-    return RowLengths(
-        tokens=lengths.tokens[kept],
-        image_tokens=lengths.image_tokens[kept],
-        supervised=lengths.supervised[kept],
-        missing_spans=lengths.missing_spans[kept],
-        unterminated=lengths.unterminated[kept],
-    )

@@ -17,6 +17,7 @@ from typing import Any
 from vlmdata.errors import ConfigError, DataError
 from vlmtrain.backends import Backend
 from vlmtrain.config import FitConfig
+from vlmtrain.device import half_precision
 from vlmtrain.layers import part_of
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.rows import Rows
@@ -115,9 +116,8 @@ def _training_arguments(
 
     on_gpu = torch.cuda.is_available()
     optimizer = config.optimizer
-    half = torch.bfloat16 if not on_gpu or torch.cuda.is_bf16_supported() else torch.float16
     # On a GPU 32-bit weights still multiply in 16 bit; a CPU gains nothing from that.
-    mixed = half if on_gpu else loaded.dtype
+    mixed = half_precision() if on_gpu else loaded.dtype
     workers = config.data.workers if config.data.workers is not None else 4 if on_gpu else 0
     return {
         "output_dir": str(run.checkpoints),

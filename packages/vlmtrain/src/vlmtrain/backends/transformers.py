@@ -9,6 +9,7 @@ from typing import Any
 from vlmdata.errors import ConfigError, ResourceError
 from vlmtrain.chat import ChatFormat
 from vlmtrain.config import AdapterConfig, FitConfig
+from vlmtrain.device import half_precision
 from vlmtrain.layers import adapter_targets
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.masks import IGNORE_INDEX
@@ -85,9 +86,7 @@ def activation_dtype(load_in: str) -> Any:
 
     if load_in == "32bit":
         return torch.float32
-    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        return torch.float16
-    return torch.bfloat16
+    return half_precision()
 
 
 def add_adapter(loaded: LoadedModel, config: AdapterConfig, *, checkpointing: str, seed: int) -> None:

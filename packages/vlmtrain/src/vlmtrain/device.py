@@ -1,0 +1,47 @@
+"""What the GPU in hand can compute with, and what an older one changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["describe_limits", "half_precision"]
+
+_BFLOAT16_SINCE = (8, 0)
+
+
+def half_precision() -> Any:
+    """The 16-bit torch dtype to compute in: bfloat16, or float16 on a GPU below compute capability 8.0.
+
+    torch calls bfloat16 supported on older GPUs too, where it is emulated and slower than 32 bit.
+    """
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < _BFLOAT16_SINCE:
+        return torch.float16
+    return torch.bfloat16
+
+
+def describe_limits(family: str | None) -> list[str]:
+    """What a GPU below compute capability 8.0 changes, in words; nothing on a newer one or without a GPU.
+
+    Args:
+        family: Name of the model's family, if it is a known one.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    capability = torch.cuda.get_device_capability()
+    if capability >= _BFLOAT16_SINCE:
+        return []
+    lines = [
+        f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}, below 8.0: "
+        "float16 with loss scaling in place of bfloat16 (gradients that overflow skip a step), no flash attention, "
+        "no TF32; losses differ from those of a newer GPU in the third digit"
+    ]
+    if family == "gemma3":
+        lines.append(
+            "Gemma 3's activations overflow in float16: the unsloth backend computes them in float32, the transformers "
+            "backend does not; use --load-in 32bit there"
+        )
+    return lines
