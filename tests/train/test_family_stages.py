@@ -1,0 +1,54 @@
+"""Every family from a folder to an answering export, on the reference backend: the benchmark's stages in one process."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from transformers import GenerationConfig
+
+from vlmdata.families import FAMILIES
+from vlmtrain.processors import load_chat_format, load_processor
+from vlmtrain.source import find_model
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "family_stages.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_goes_through_all_stages(name, script, tiny, colours, tmp_path) -> None:
+    stages = script.run_stages(tiny(name), colours, tmp_path, backend="transformers", load_in="32bit")
+    found = dict(stages)
+    assert [stage for stage in found if not found[stage]["ok"]] == [], found
+    assert list(found) == [stage for stage in script.STAGES if stage != "losses"]
+    assert found["check"]["longest_row_tokens"] > 20
+    losses = found["fit"]["losses"]
+    assert len(losses) == 4
+    # logits of a fresh model are near chance
+    assert 0 < min(losses) <= max(losses) < 20
+    assert found["eval"]["rows"] == 4
+    export = found["export"]
+    # the last layer of LLaVA's CLIP is not used, so that its adapters stay at zero
+    assert 0.8 * export["adapted_layers"] < export["changed_layers"] <= export["adapted_layers"]
+    assert export["agreeing_tokens"] == export["clear_positions"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["family"] == name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_export_stops_where_training_ended_answers(name, tiny) -> None:
+    source = find_model(str(tiny(name)))
+    chat = load_chat_format(source, load_processor(source))
+    stops = GenerationConfig.from_pretrained(source.name).eos_token_id
+    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}
+    text = chat.render([question, {"role": "assistant", "content": [{"type": "text", "text": "red"}]}])
+    ids = chat.processor.tokenizer(text.partition("red")[2], add_special_tokens=False)["input_ids"]
+    assert ids[0] in (stops if isinstance(stops, list) else [stops])
