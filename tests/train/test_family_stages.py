@@ -1,4 +1,4 @@
-"""Every family from a folder to an answering export, on the reference backend: the benchmark's stages in one process."""
+"""Every family from a folder to an answering export: the stages of the benchmark, in one process on a CPU."""
 
 from __future__ import annotations
 
