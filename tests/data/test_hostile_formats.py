@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -12,12 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vlmdata.build import build_folder
 from vlmdata.build_config import BuildConfig
 from vlmdata.check import check_inputs
 from vlmdata.config import ColumnConfig, InputConfig
 from vlmdata.formats import convert_row, encode_meta, expand_answers, plan_reading
 from vlmdata.sample import Problem, Sample
 from vlmdata.shard_writer import rows_to_batch
+from vlmdata.shards import open_folder
 from vlmdata.text_config import TextConfig
 
 words = st.text(max_size=12) | st.sampled_from(
@@ -160,3 +164,95 @@ def test_every_row_is_accounted_for(place: Path, format: str, data: st.DataObjec
     assert counts.read == len(drawn) == counts.kept + len(lines)
     assert len({line["row"] for line in lines}) == len(lines)
     assert all(line["row"] for line in lines)
+
+
+# What each format is told by, where the first row above has too little of it.
+TOLD_BY = {
+    **FIRST,
+    "openai": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "a"}],
+            },
+            {"role": "assistant", "content": "b"},
+        ]
+    },
+    "axolotl": {
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "a"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
+        ]
+    },
+    "llava": {**FIRST["llava"], "image": "a.png"},
+}
+HEAD_ROWS = 64
+
+
+def draw_rows(strategy: st.SearchStrategy, count: int) -> list[object]:
+    """Rows for one large build: starting a pool of workers for each of them would take minutes."""
+    drawn: list[object] = []
+
+    @settings(max_examples=count, deadline=None, derandomize=True, database=None)
+    @given(strategy)
+    def collect(row: object) -> None:
+        drawn.append(row)
+
+    collect()
+    return drawn
+
+
+def write_sets(folder: Path, rows: int) -> Iterator[Path]:
+    for format in ROWS:
+        drawn = draw_rows(ROWS[format] | anything, rows)
+        path = folder / f"{format}.json"
+        if format == "captions":
+            images = [{"id": i, "file_name": "ab"[i % 2] + ".png"} for i in range(9)]
+            captions = [{"image_id": i, "caption": f"c {i}"} for i in range(9)]
+            content: object = {"images": images + drawn[::2], "annotations": captions + drawn[1::2]}
+        else:
+            content = [*[TOLD_BY[format]] * HEAD_ROWS, *drawn]
+        path.write_text(json.dumps(content), encoding="utf-8", errors="surrogatepass")
+        yield path
+    entries = {"any": {"file_name": "llamafactory.json", **ENTRY}}
+    (folder / "dataset_info.json").write_text(json.dumps(entries))
+    with tarfile.open(folder / "shard.tar", "w") as tar:
+        for i, row in enumerate(draw_rows(anything, rows)):
+            text = json.dumps(row).encode("utf-8", "surrogatepass")
+            for suffix, data in (("png", (folder / "a.png").read_bytes()), ("txt", text), ("json", text))[i % 3 :]:
+                member = tarfile.TarInfo(f"{i}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    yield folder / "shard.tar"
+    cells = st.text(max_size=9) | st.sampled_from(["a.png", "b.png", '"', "a,b", "\0", "\r", "é"])
+    lines = [",".join(row) for row in draw_rows(st.lists(cells, max_size=5), rows)]
+    table = "\n".join(["image,question,answer", *["a.png,a,b"] * HEAD_ROWS, *lines])
+    (folder / "table.csv").write_text(table, encoding="utf-8", errors="surrogatepass")
+    yield folder / "table.csv"
+
+
+def test_one_build_of_rows_of_all_formats_is_the_same_for_one_and_four_workers(place: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes((place / name).read_bytes())
+    paths = [str(path) for path in write_sets(tmp_path, 60)]
+    values = {"inputs": paths, "min_side": 8, "split": "val=0.3", "max_reject_rate": 1.0, "download": False}
+    manifests = []
+    for workers in (1, 4):
+        out = tmp_path / f"out-{workers}"
+        manifests.append(build_folder(BuildConfig.from_values({**values, "out": out, "workers": workers})).manifest)
+    one, four = manifests
+    assert (one.splits, one.counts, one.fingerprint) == (four.splits, four.counts, four.fingerprint)
+    for name in ("rejected.jsonl", "report.html", "stats.json"):
+        assert (tmp_path / "out-1" / name).read_bytes() == (tmp_path / "out-4" / name).read_bytes()
+    assert {each["path"]: each["format"] for each in one.inputs} == {
+        **{f"{format}.json": format for format in ROWS},
+        "shard.tar": "captions",
+        "table.csv": "columns",
+    }
+    # each row that was read is once in a split or in rejected.jsonl
+    kept = [source for split in open_folder(tmp_path / "out-1").splits.values() for source in split.column("source")]
+    lines = [json.loads(line) for line in (tmp_path / "out-1" / "rejected.jsonl").read_text().splitlines()]
+    everyone = sorted([*kept, *(f"{line['source']}:{line['row']}" for line in lines)])
+    rows = sorted(f"{each['path']}:{i}" for each in one.inputs for i in range(each["rows"]))
+    assert everyone == rows
+    assert len(kept) == one.counts.kept > 12
