@@ -2,7 +2,7 @@
 
 Every base picture is altered in each of the ways below, as a file; each altered file is held against its base (recall),
 and every picture against every picture of another base (precision). All methods see the same files in the same run.
-"hashes alone" is what a list of `vlmdata hash` finds, without the second look.
+"hash alone" is what a list of `vlmdata hash` finds, without the second look.
 The last table is of pages that are the same but for a detail, which people may call duplicates or not: the share of
 pairs of originals that each method takes for duplicates.
 
@@ -226,7 +226,7 @@ def report(name: str, signed: Signed, limit: int) -> None:
     print(f"\n{name}: {bases} bases, {bases * files} pictures, {int(signed.is_flat[:, 0].sum())} flat")
     columns = [
         f"vlmdata d<={limit}",
-        f"hashes alone d<={UNVERIFIED_DISTANCE}",
+        f"hash alone d<={UNVERIFIED_DISTANCE}",
         f"imagehash d<={IMAGEHASH_DISTANCE}",
         f"pdqhash d<={PDQ_DISTANCE}",
     ]
@@ -245,7 +245,7 @@ def report(name: str, signed: Signed, limit: int) -> None:
 
 def report_altered(signed: Signed, limit: int) -> None:
     """Shares of pairs of originals taken for duplicates, layout by layout."""
-    names = "".join(f"{name:>18s}" for name in ("vlmdata", "hashes alone", "imagehash", "pdqhash"))
+    names = "".join(f"{name:>18s}" for name in ("vlmdata", "hash alone", "imagehash", "pdqhash"))
     print(f"\n{'pages altered in a detail':26s}{names}   (% of pairs)")
     files = signed.is_flat.shape[1]
     for layout in ALTERED_LAYOUTS:

@@ -450,3 +450,30 @@ def test_real_photos(tmp_path: Path) -> None:
         size for split in open_folder(tmp_path / "out").splits.values() for row in split.stored_sizes() for size in row
     ]
     assert all(300 <= min(size) <= max(size) <= 1000 for size in sizes)
+
+
+def test_in_pair_scope_no_row_with_another_answer_is_dropped(tmp_path: Path) -> None:
+    """Every different (picture, question, answer) is there afterwards, however alike the pictures are."""
+    rng = np.random.default_rng(0)
+    rows, said = [], set()
+    for i in range(8):
+        for copy, quality in enumerate((95, 60, 30)):
+            with Image.open(io.BytesIO(encode_image(i, (320, 240)))) as image:
+                image.save(tmp_path / f"{i}-{copy}.jpg", quality=quality)
+    for _ in range(120):
+        i, copy, question, answer = rng.integers((8, 3, 2, 3)).tolist()
+        texts = f"What is  it? {question}", f"\\Delta {'aAb'[answer]}"
+        rows.append({"image": f"{i}-{copy}.jpg", "question": texts[0], "answer": texts[1]})
+        said.add((i, *texts))
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = {"min_side": 8, "max_side": 400, "max_reject_rate": 0.0}
+    build(tmp_path / "rows.jsonl", tmp_path / "pair", **options)
+    split = open_folder(tmp_path / "pair").split("train")
+    kept = [
+        (int(row["images"][0]["path"].partition("-")[0]), *(m["content"][-1]["text"] for m in row["messages"]))
+        for row in split
+    ]
+    assert sorted(kept) == sorted(said)
+    assert set(rejections(tmp_path / "pair").values()) == {"duplicate_exact", "duplicate_near"}
+    build(tmp_path / "rows.jsonl", tmp_path / "image", dedup_scope="image", **options)
+    assert len(open_folder(tmp_path / "image").split("train")) == 8

@@ -206,6 +206,8 @@ def test_stars_are_those_of_the_reference(
     found = find_duplicates(columns, config, known, is_candidate=is_candidate)
     assert list(found) == reference(columns, config, known, left_out)
     assert not set(found.row.tolist()) & set(found.kept.tolist())
+    if scope == "pair":
+        assert all(rows[row][1] == rows[kept][1] for row, kept, _, _ in found)
 
 
 def prepared(image: Image.Image, image_format: str = "PNG", **options: object) -> PreparedImage:

@@ -4,12 +4,15 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vlmdata import open_folder
+from vlmdata.check import check_folder
 from vlmdata.config import ImageConfig
 from vlmdata.images import ImageProblem, PreparedImage, prepare_image
 
@@ -26,65 +29,72 @@ def folder(name: str) -> Path:
     return SHARED / name
 
 
-# Runs in a process of its own, so that the memory it peaks at is what these files take.
-JUDGE = """
+# Runs in a process of its own: what these files do to one is for the build to survive, not for the test.
+LOAD = """
 import io, json, sys, warnings
 from pathlib import Path
 from PIL import Image
-from vlmdata.config import ImageConfig
-from vlmdata.images import PreparedImage, prepare_image
 
-def pillow_loads(data):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            Image.open(io.BytesIO(data)).load()
-        except Exception:
-            return False
-    return True
-
-def peak_bytes():
-    # not getrusage: its maximum begins with that of the process that this one was forked from
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-
-judged = []
+warnings.simplefilter("ignore")
 for path in sys.stdin.read().splitlines():
-    data = Path(path).read_bytes()
-    outcome = prepare_image(data, ImageConfig())
-    kept = isinstance(outcome, PreparedImage)
-    line = {"path": path, "reason": "kept", "detail": outcome.note} if kept else {
-        "path": path, "reason": outcome.reason, "detail": outcome.detail
-    }
-    if kept:
-        stored = Image.open(io.BytesIO(outcome.data))
-        stored.load()
-        line["as_described"] = stored.size == (outcome.width, outcome.height) and stored.format == outcome.format
-        line["in_bounds"] = max(stored.size) <= 1000 and stored.mode in ("RGB", "L")
-    judged.append(line | {"peak_bytes": peak_bytes()})
-for line in judged:
-    print(json.dumps(line | {"pillow_loads": pillow_loads(Path(line["path"]).read_bytes())}))
+    try:
+        Image.open(io.BytesIO(Path(path).read_bytes())).load()
+        loads = True
+    except Exception:
+        loads = False
+    print(json.dumps(loads))
 """
 
 
-def test_every_odd_file_is_kept_or_has_a_true_reason() -> None:
-    files = [str(path) for path in sorted(folder("bad-images").rglob("*")) if path.is_file()]
-    run = subprocess.run(
-        [sys.executable, "-c", JUDGE], input="\n".join(files), capture_output=True, text=True, check=True
-    )
-    judged = [json.loads(line) for line in run.stdout.splitlines()]
-    assert [line["path"] for line in judged] == files
-    for line in judged:
-        if line["reason"] == "kept":
-            assert line["pillow_loads"], line
-            assert line["as_described"], line
-            assert line["in_bounds"], line
+def resident_bytes(process: int) -> int:
+    """Resident memory of a process and all processes below it; pages that they share count once for each."""
+    total = 0
+    try:
+        status = Path(f"/proc/{process}/status").read_text().split()
+        total = int(status[status.index("VmRSS:") + 1]) * 1024
+        below = (task / "children" for task in Path(f"/proc/{process}/task").iterdir())
+        return total + sum(resident_bytes(int(child)) for each in below for child in each.read_text().split())
+    except (OSError, ValueError):  # it has just ended
+        return total
+
+
+def test_one_build_of_odd_files_keeps_all_that_pillow_loads_and_rejects_the_others_truly(tmp_path: Path) -> None:
+    root = folder("bad-images")
+    files = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+    lines = "".join(f'"{name}",What is this?,A test image.\n' for name in files)
+    (tmp_path / "images.csv").write_text(f"image,question,answer\n{lines}")
+    options = f"--image-root {root} --dedup none --max-reject-rate 1 --workers 2 --out {tmp_path / 'out'}"
+    command = [sys.executable, "-m", "vlmdata", "build", str(tmp_path / "images.csv"), *options.split()]
+    peak = 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+        while run.poll() is None:
+            peak = max(peak, resident_bytes(run.pid))
+            time.sleep(0.1)
+        assert run.stderr is not None
+        # what the C libraries say stands with the row that it is about
+        assert run.stderr.read() == ""
+    assert run.returncode == 0
+    assert peak < 1.5e9
+    assert "whole; train" in check_folder(tmp_path / "out", on_rows=lambda _: None)
+    rejected = {
+        line["row"]: line for line in map(json.loads, (tmp_path / "out" / "rejected.jsonl").read_text().splitlines())
+    }
+    built = open_folder(tmp_path / "out")
+    kept = {int(source.partition(":")[2]): row for row, source in enumerate(built.split("train").column("source"))}
+    assert sorted([*kept, *rejected]) == list(range(len(files)))
+    paths = "\n".join(str(root / name) for name in files)
+    judged = subprocess.run([sys.executable, "-c", LOAD], input=paths, capture_output=True, text=True, check=True)
+    for row, (name, loads) in enumerate(zip(files, map(json.loads, judged.stdout.splitlines()), strict=True)):
+        if row in kept:
+            assert loads, name
         else:
-            assert line["detail"], line
-            assert not line["pillow_loads"] or line["reason"] in LIMITS, line
-    assert sum(line["reason"] == "kept" for line in judged) > 750
-    assert judged[-1]["peak_bytes"] < 1.5e9
+            assert rejected[row]["detail"], name
+            assert not loads or rejected[row]["reason"] in LIMITS, (name, rejected[row])
+    assert len(kept) > 750
+    assert max(max(size) for sizes in built.split("train").stored_sizes() for size in sizes) <= 1000
+    notes = [info["note"] for infos in built.split("train").column("image_info") for info in infos]
+    details = [line["detail"] for line in rejected.values()]
+    assert any("TIFF" in (note or "") for note in [*notes, *details])
 
 
 def shown(outcome: PreparedImage | ImageProblem) -> np.ndarray:
