@@ -175,6 +175,14 @@ def test_a_duplicate_of_a_contaminated_row_is_not_dropped_for_it(place: Path, tm
     assert dropped(tmp_path / "out").keys() == {*CONTAMINATED, ROWS}
 
 
+def test_every_page_of_an_evaluation_file_counts(place: Path, tmp_path: Path) -> None:
+    pages = [picture(50), picture(EQUAL), picture(SMALLER).resize((160, 120))]
+    (tmp_path / "eval").mkdir()
+    pages[0].save(tmp_path / "eval" / "pages.tif", save_all=True, append_images=pages[1:])
+    build(place, tmp_path / "out", tmp_path / "eval")
+    assert dropped(tmp_path / "out").keys() == {EQUAL, SMALLER}
+
+
 def test_what_is_dropped_this_way_is_no_defect_of_the_data(place: Path, tmp_path: Path) -> None:
     build(place, tmp_path / "out", place / "eval" / "pictures", max_reject_rate=0.0)
     with pytest.raises(DataError, match=f"none of {ROWS} rows is left to keep \\(contaminated {ROWS}\\)"):

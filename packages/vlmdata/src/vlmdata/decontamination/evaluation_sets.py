@@ -12,7 +12,7 @@ from vlmdata.config import InputConfig
 from vlmdata.decontamination.hash_list import is_hash_list
 from vlmdata.decontamination.pictures import PICTURE, TEXT, read_pictures
 from vlmdata.errors import ConfigError
-from vlmdata.locations import is_remote
+from vlmdata.locations import explain_remote_errors, is_remote, kind_of, open_location, relative_name
 from vlmdata.manifest import MANIFEST_NAME, is_built
 from vlmdata.remote_folder import fetch_folder
 from vlmdata.shards import BuiltFolder, Split, open_folder
@@ -70,18 +70,20 @@ def open_evaluation_sets(paths: Sequence[str], image: Sequence[str], config: Inp
 
 
 def _open(text: str, image: Sequence[str], config: InputConfig) -> EvaluationSet:
-    path = fetch_folder(text) if is_remote(text) and is_built(text) else Path(text)
-    if path.is_file() and is_hash_list(path):
-        return EvaluationSet(path=text, kind="hash list", files=(path,), hash_list=path)
-    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-        return _of_files(text, "image", path.parent, [path], (path,))
-    if (path / MANIFEST_NAME).is_file():
-        return _of_built_folder(text, path)
-    if path.is_dir() and tell_folder(path) == "image folder":
-        images = sorted(list_images(path))
-        folders = sorted({path, *(each.parent for each in images)})
-        return _of_files(text, "folder of images", path, images, tuple(folders))
-    sources = _open_rows(text, path, config)
+    path = fetch_folder(text) if is_remote(text) and is_built(text) else open_location(text)
+    with explain_remote_errors(path):
+        kind = kind_of(path)
+        if kind == "file" and is_hash_list(path):
+            return EvaluationSet(path=text, kind="hash list", files=(path,), hash_list=path)
+        if kind == "file" and path.suffix.lower() in IMAGE_SUFFIXES:
+            return _of_files(text, "image", path.parent, [path], (path,))
+        if kind == "folder" and (path / MANIFEST_NAME).is_file():
+            return _of_built_folder(text, path)
+        if kind == "folder" and tell_folder(path) == "image folder":
+            images = sorted(list_images(path))
+            folders = sorted({path, *(each.parent for each in images)})
+            return _of_files(text, "folder of images", path, images, tuple(folders))
+        sources = _open_rows(text, path, kind, config)
     return EvaluationSet(
         path=text,
         kind=", ".join(dict.fromkeys(source.kind for source in sources)),
@@ -90,12 +92,12 @@ def _open(text: str, image: Sequence[str], config: InputConfig) -> EvaluationSet
     )
 
 
-def _open_rows(text: str, path: Path, config: InputConfig) -> list[Source]:
+def _open_rows(text: str, path: Path, kind: str | None, config: InputConfig) -> list[Source]:
     plain = replace(config, source_split=None, where=None)
-    if path.is_dir() and tell_folder(path) == "saved set" and (path / "dataset_dict.json").is_file():
+    if kind == "folder" and tell_folder(path) == "saved set" and (path / "dataset_dict.json").is_file():
         splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        return [open_saved_set(path, path.resolve().name, split) for split in splits]
-    if not path.exists() and "@" in text:
+        return [open_saved_set(path, path.name, split) for split in splits]
+    if kind is None and not is_remote(text) and "@" in text:
         repository, _, split = text.rpartition("@")
         return open_sources([repository], replace(plain, source_split=split))
     return open_sources([text], plain)
@@ -106,11 +108,11 @@ def _with_pictures(source: Source, image: Sequence[str]) -> Source:
 
 
 def _of_files(text: str, kind: str, root: Path, images: Sequence[Path], files: tuple[Path, ...]) -> EvaluationSet:
-    name = root.resolve().name
+    name = root.name or root.resolve().name
 
     def read() -> Iterator[IndexedRow]:
         for number, path in enumerate(images):
-            relative = path.relative_to(root).as_posix()
+            relative = relative_name(path, root)
             yield number, {"id": f"{name}/{relative}", PICTURE: relative, TEXT: "a picture"}
 
     source = Source(name=name, kind=kind, image_base=root, files=files, read=read)

@@ -33,10 +33,11 @@ def is_hash_list(path: Path) -> bool:
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             return False
-    try:
-        return _METADATA_KEY in (pq.read_schema(path).metadata or {})
-    except (OSError, pa.ArrowInvalid):
-        return False
+        file.seek(0)
+        try:
+            return _METADATA_KEY in (pq.read_schema(file).metadata or {})
+        except pa.ArrowInvalid:
+            return False
 
 
 def write_hash_list(
@@ -80,7 +81,8 @@ def read_hash_list(path: Path) -> tuple[EvaluationImages, dict[str, Any]]:
         DataError: the file is broken, or of another version.
     """
     try:
-        table = pq.read_table(path)
+        with path.open("rb") as file:
+            table = pq.read_table(file)
         about = json.loads((table.schema.metadata or {})[_METADATA_KEY])
         if about["version"] != _VERSION:
             raise DataError(f"{path}: a hash list of version {about['version']!r}, this program reads {_VERSION}")
