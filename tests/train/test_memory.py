@@ -15,35 +15,13 @@ from vlmtrain.memory import StepLoad, estimate_memory, trainable_parameters
 from vlmtrain.model_shape import ModelShape, read_shape
 from vlmtrain.source import find_model
 
-# A Qwen2.5-VL of 4.07 billion parameters, whose peaks were measured on an H200 (LoRA r 16 on everything, batch 8).
-MEASURED_CONFIG = {
-    "model_type": "qwen2_5_vl",
-    "tie_word_embeddings": False,
-    "text_config": {
-        "model_type": "qwen2_5_vl_text",
-        "hidden_size": 2048,
-        "num_hidden_layers": 36,
-        "intermediate_size": 11008,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-    },
-    "vision_config": {
-        "model_type": "qwen2_5_vl_vision",
-        "depth": 32,
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "out_hidden_size": 2048,
-    },
-}
 SMALL = StepLoad(rows=8, tokens=2224, patches=8064)
 LARGE = StepLoad(rows=8, tokens=7984, patches=31104)
 
 
 @pytest.fixture(scope="module")
-def measured_shape() -> ModelShape:
-    return read_shape(MEASURED_CONFIG)
+def measured_shape(measured_config: dict[str, Any]) -> ModelShape:
+    return read_shape(measured_config)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import click
 
 from vlmdata.errors import ConfigError, ToolkitError
 from vlmdata.options import add_options, build_section, read_yaml
-from vlmtrain.config import SECTIONS, FitConfig
+from vlmtrain.config import SECTIONS, AdapterConfig, FitConfig, OptimizerConfig
+from vlmtrain.plan_config import PlanConfig
 from vlmtrain.quiet import quieten_libraries, yield_cores
 from vlmtrain.settings import EvalConfig, ExportConfig, GenerateConfig
 from vlmtrain.tiny.options import TinyOptions
@@ -87,6 +88,20 @@ def check(config_file: Path | None, **options: Any) -> None:
     click.echo("checked: this set can be trained on")
 
 
+@cli.command()
+@add_options(PlanConfig, AdapterConfig, OptimizerConfig)
+def plan(**options: Any) -> None:
+    """Work out memory, steps and time of a run from the model's config; no weights are read.
+
+    Shows 16-, 8- and 4-bit weights with and without checkpointing, and what to change when nothing fits.
+    """
+    sections = (PlanConfig, AdapterConfig, OptimizerConfig)
+    planned, adapter, optimizer = _build_all(sections, options)
+    from vlmtrain.plan import describe_plan, make_plan
+
+    click.echo(describe_plan(make_plan(planned, adapter, optimizer)))
+
+
 @cli.command("eval")
 @click.argument("model_or_run")
 @add_options(EvalConfig)
@@ -148,10 +163,16 @@ def tiny(family: str, folder: Path, **sizes: int | None) -> None:
     click.echo(f"{folder}: a tiny {family} model")
 
 
-def _build(section: type[Any], options: dict[str, Any]) -> Any:
-    fields = [field for field in dataclasses.fields(section) if field.default is dataclasses.MISSING]
-    problems = [f"--{field.name.replace('_', '-')} is missing" for field in fields if options.get(field.name) is None]
-    config = None if problems else build_section(section, options, problems)
+def _build_all(sections: Sequence[type[Any]], options: dict[str, Any]) -> list[Any]:
+    problems: list[str] = []
+    for section in sections:
+        fields = [field for field in dataclasses.fields(section) if field.default is dataclasses.MISSING]
+        problems += [f"--{field.name.replace('_', '-')} is missing" for field in fields if options[field.name] is None]
+    built = [] if problems else [build_section(section, options, problems) for section in sections]
     if problems:
         raise ConfigError(problems)
-    return config
+    return built
+
+
+def _build(section: type[Any], options: dict[str, Any]) -> Any:
+    return _build_all([section], options)[0]

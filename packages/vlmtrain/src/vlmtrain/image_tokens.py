@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from vlmdata.families import Family, read_grid
+from vlmdata.families import Family, ImageGrid, read_grid
+from vlmdata.families.grids import TileGrid
 from vlmtrain.chat import ChatFormat
 
-__all__ = ["ImageTokenCounter", "SizeChanges", "describe_sizes", "find_placeholder_ids"]
+__all__ = ["ImageTokenCounter", "SizeChanges", "describe_sizes", "find_placeholder_ids", "vision_positions"]
 
 _PROBE_SIZE = (336, 224)
 _SHOWN = 3
@@ -29,6 +30,7 @@ class ImageTokenCounter:
         self._chat = chat
         self.grid = read_grid(family, chat.processor.to_dict()) if family else None
         self._known: dict[Size, int] = {}
+        self._patches: dict[Size, int] = {}
         self._written = _written_around_images(chat.processor)
         self._around = 0
         if self.grid is not None:
@@ -46,6 +48,16 @@ class ImageTokenCounter:
             self._known[size] = self._measure(width, height) if foreseen is None else foreseen
         return self._known[size]
 
+    def count_patches(self, width: int, height: int) -> int:
+        """Positions that the vision tower computes for a picture of this size.
+
+        Of an unknown family, four for each token, as where two by two patches make one.
+        """
+        size = (width, height)
+        if size not in self._patches:
+            self._patches[size] = vision_positions(self.grid, *size) if self.grid else 4 * self(*size)
+        return self._patches[size]
+
     def _measure(self, width: int, height: int) -> int:
         from PIL import Image
 
@@ -59,6 +71,14 @@ class ImageTokenCounter:
     def write_around_images(self, text: str) -> str:
         """A rendered text with what the processor adds to it beside the images' own tokens."""
         return text.replace(*self._written) if self._written else text
+
+
+def vision_positions(grid: ImageGrid, width: int, height: int) -> int:
+    """Positions of the vision tower for a picture: Llama 3.2 Vision computes all of its tiles, empty ones too."""
+    if isinstance(grid, TileGrid):
+        # each tile's positions are padded to a multiple of 8
+        return grid.max_tiles * -(-((grid.tile_px // grid.patch_px) ** 2 + 1) // 8) * 8
+    return grid.vision_patches(width, height)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,6 +52,8 @@ class RowLengths:
     """`(N,)` answers that hold no token at which generation stops."""
     stray_placeholders: _Ints
     """`(N,)` image placeholders beyond (below: negative) the row's pictures."""
+    patches: _Ints
+    """`(N,)` positions of the vision tower for the row's pictures."""
 
     def take(self, rows: _Ints) -> RowLengths:
         """The same of some rows."""
@@ -161,6 +163,7 @@ def _measure(
         missing_spans=missing,
         unterminated=unterminated,
         stray_placeholders=placeholders - len(work.placeholder_ids) * pictures,
+        patches=np.array([sum([counter.count_patches(*size) for size in row]) for row in sizes], np.int64),
     )
 
 

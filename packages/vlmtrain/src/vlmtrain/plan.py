@@ -1,0 +1,324 @@
+"""`vlmtrain plan`: what a run would take, before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlmdata.errors import ConfigError, DataError
+from vlmdata.families import Family, ImageGrid, find_family, read_grid
+from vlmdata.shards import open_folder
+from vlmtrain.config import AdapterConfig, OptimizerConfig
+from vlmtrain.image_tokens import vision_positions
+from vlmtrain.lengths import RowLengths, measure_lengths
+from vlmtrain.memory import Checkpointing, MemoryEstimate, StepLoad, estimate_memory, trainable_parameters
+from vlmtrain.model_shape import ModelShape, read_shape
+from vlmtrain.plan_config import PlanConfig
+from vlmtrain.processors import load_chat_format, load_processor
+from vlmtrain.source import find_model
+
+__all__ = ["Plan", "describe_plan", "heaviest_step", "make_plan"]
+
+PRECISIONS = ("16bit", "8bit", "4bit")
+MEMORY_SHARE = 0.85
+"""Share of the GPU's memory that a plan may take; the rest is other processes."""
+_GIB = 2**30
+# Dense 16-bit matrix products in 10^12 operations a second, by the makers' data sheets.
+_TFLOPS = {
+    "B200": 2250,
+    "H200": 989,
+    "H100": 989,
+    "A100": 312,
+    "L40": 181,
+    "L4": 121,
+    "A10": 125,
+    "4090": 165,
+    "3090": 71,
+    "V100": 125,
+    "T4": 65,
+}
+_REACHED_SHARE = 0.3
+"""Of these, what a training step of a vision-language model reaches; measured 0.25 to 0.4."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What there is to learn from."""
+
+    rows: int
+    """Training rows."""
+    tokens: float
+    """Of an average row, image tokens included."""
+    image_tokens: float
+    """Of an average row."""
+    patches: float
+    """Of an average row."""
+    step: StepLoad
+    """The micro-batch of the longest rows."""
+    words: str
+    """Where the numbers come from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What was worked out."""
+
+    shape: ModelShape
+    workload: Workload
+    adapter: AdapterConfig
+    optimizer: OptimizerConfig
+    fused: bool
+    offloaded: bool
+    limit_bytes: int | None
+    """What the GPU gives, or None where that is not known."""
+    tflops: float | None
+    """What the GPU computes, or None where that is not known."""
+
+    def estimate(
+        self, load_in: str, checkpointing: Checkpointing, *, step: StepLoad | None = None, **changes: Any
+    ) -> MemoryEstimate:
+        """The memory of a training step, with other settings where they are given."""
+        return estimate_memory(
+            self.shape,
+            step or self.workload.step,
+            adapter=dataclasses.replace(self.adapter, **changes),
+            load_in="16bit" if self.adapter.method == "full" else load_in,
+            checkpointing=checkpointing,
+            fused=self.fused,
+            offloaded=self.offloaded and checkpointing == "full",
+            optimizer="adamw_8bit" if self.optimizer.optimizer == "auto" else self.optimizer.optimizer,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        batch = self.optimizer.batch_size * self.optimizer.grad_accum
+        per_epoch = max(1, math.ceil(self.workload.rows / batch))
+        return self.optimizer.max_steps or max(1, math.ceil(per_epoch * self.optimizer.epochs))
+
+    def flops_of_row(self, *, recomputed: bool) -> float:
+        """Operations for forward and backward pass over an average row.
+
+        4 for each weight and position, 6 where weights are trained, 2 more where activations are computed again;
+        attention by its pairs of positions.
+        """
+        language, tokens = self.shape.parameters.get("language", 0), self.workload.tokens
+        vision, patches = self.shape.parameters.get("vision", 0), self.workload.patches
+        passes = (6 if self.adapter.method == "full" else 4) + (2 if recomputed else 0)
+        products = passes * (language * tokens + vision * patches)
+        stacks = (("language", tokens, tokens / 2), ("vision", patches, patches))
+        pairs: float = sum(
+            4 * count * span * block.width
+            for part, count, span in stacks
+            for block in self.shape.blocks
+            if block.part == part
+        )
+        return products + pairs * passes / 2
+
+
+def make_plan(config: PlanConfig, adapter: AdapterConfig, optimizer: OptimizerConfig) -> Plan:
+    """Reads the model's config and the set's sizes; no weight is read or made.
+
+    Raises:
+        ToolkitError: The model or the set is not there, or not of a known kind.
+    """
+    model_config = _read_config(config.model)
+    shape = read_shape(model_config)
+    family = find_family(model_config)
+    if config.data is not None:
+        workload = _measure_set(config, config.data, optimizer.batch_size)
+    else:
+        workload = _assume_rows(config, family, optimizer.batch_size)
+    limit, tflops = _gpu(config)
+    unsloth = config.backend == "unsloth"
+    return Plan(
+        shape=shape,
+        workload=workload,
+        adapter=adapter,
+        optimizer=optimizer,
+        fused=unsloth,
+        offloaded=unsloth and optimizer.gradient_checkpointing in ("auto", "unsloth"),
+        limit_bytes=limit,
+        tflops=tflops,
+    )
+
+
+def heaviest_step(lengths: RowLengths, batch_size: int) -> StepLoad:
+    """The micro-batch that takes the most memory: the longest rows, and the most patches, at once.
+
+    Args:
+        lengths: Of the rows.
+        batch_size: Rows of a micro-batch.
+    """
+    rows = min(batch_size, len(lengths.tokens))
+    patches = int(np.sort(lengths.patches)[-rows:].sum())
+    return StepLoad(rows=rows, tokens=rows * int(lengths.tokens.max()), patches=patches)
+
+
+def describe_plan(plan: Plan) -> str:
+    """The plan as text: parts, a table of precisions and checkpointing, steps, time, and what to change."""
+    load, trained = plan.workload, trainable_parameters(plan.shape, plan.adapter)
+    parts = ", ".join(f"{part} {count / 1e9:.2f} B" for part, count in sorted(plan.shape.parameters.items()))
+    step = load.step
+    lines = [
+        f"model: {plan.shape.total / 1e9:.2f} B parameters ({parts}); {trained / 1e6:.1f} M of them are trained",
+        f"rows: {load.words}; an average row takes {load.tokens:.0f} tokens, {load.image_tokens:.0f} of them for "
+        f"images, and {load.patches:.0f} patches in the vision tower",
+        f"longest micro-batch: {step.rows} rows, {step.tokens} tokens, {step.patches} patches",
+        "",
+        "GiB at the peak  weights  adapters  optimizer  activations  total   with CUDA and slack",
+    ]
+    for load_in in PRECISIONS if plan.adapter.method == "lora" else PRECISIONS[:1]:
+        for checkpointing in ("off", "selective", "full"):
+            lines.append(_row(plan, load_in, checkpointing))
+    batch = plan.optimizer.batch_size * plan.optimizer.grad_accum
+    lines += ["", f"{plan.steps} optimizer steps of {batch} rows{_time_words(plan, batch)}"]
+    return "\n".join([*lines, *_advice(plan)])
+
+
+def _row(plan: Plan, load_in: str, checkpointing: Checkpointing) -> str:
+    found = plan.estimate(load_in, checkpointing)
+    activations = found.vision_activations + found.language_activations + found.transient
+    numbers = [found.weights, found.adapters, found.optimizer, activations, found.peak, found.device]
+    widths = (7, 8, 9, 11, 6, 20)
+    cells = "  ".join(f"{number / _GIB:{width}.1f}" for number, width in zip(numbers, widths, strict=True))
+    verdict = ""
+    if plan.limit_bytes is not None:
+        verdict = "  fits" if found.device <= plan.limit_bytes else "  does not fit"
+    return f"{load_in:>5} {checkpointing:<9}  {cells}{verdict}"
+
+
+def _time_words(plan: Plan, batch: int) -> str:
+    if plan.tflops is None:
+        return "; for an estimate of the time pass --tflops"
+    seconds = plan.flops_of_row(recomputed=False) * batch / (plan.tflops * 1e12 * _REACHED_SHARE)
+    slower = plan.flops_of_row(recomputed=True) / plan.flops_of_row(recomputed=False)
+    return (
+        f", about {seconds:.2f} s each and {_span(seconds * plan.steps)} in all without checkpointing, {slower:.1f} "
+        f"times that with; at {_REACHED_SHARE:.0%} of {plan.tflops:.0f} TFLOP/s, evaluation and saving apart"
+    )
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _advice(plan: Plan) -> list[str]:
+    """What to change, each alone and measured, when 16 bit with full checkpointing does not fit."""
+    if plan.limit_bytes is None:
+        return ["no GPU here: pass --gpu-memory-gb to see what fits"]
+    limit = plan.limit_bytes
+    words = f"the GPU gives {limit / _GIB:.1f} GiB ({MEMORY_SHARE:.0%} of its memory)"
+    load_ins = PRECISIONS if plan.adapter.method == "lora" else PRECISIONS[:1]
+    fitting = [
+        (load_in, checkpointing)
+        for load_in in load_ins
+        for checkpointing in ("off", "selective", "full")
+        if plan.estimate(load_in, checkpointing).device <= limit
+    ]
+    if fitting:
+        return [f"{words}: take {fitting[0][0]} with checkpointing {fitting[0][1]}"]
+    lines = [f"{words}: nothing above fits. With {load_ins[-1]} and full checkpointing,"]
+    for change, found in _changes(plan, load_ins[-1]):
+        lines.append(f"  {change}: {found.device / _GIB:.1f} GiB" + (", fits" if found.device <= limit else ""))
+    return lines
+
+
+def _changes(plan: Plan, load_in: str) -> Iterator[tuple[str, MemoryEstimate]]:
+    yield "as it is", plan.estimate(load_in, "full")
+    step, optimizer = plan.workload.step, plan.optimizer
+    size = step.rows
+    while size > 1:
+        size //= 2
+        smaller = StepLoad(rows=size, tokens=step.tokens * size // step.rows, patches=step.patches * size // step.rows)
+        accumulation = optimizer.batch_size * optimizer.grad_accum // size
+        yield (
+            f"--batch-size {size} --grad-accum {accumulation}",
+            plan.estimate(load_in, "full", step=smaller),
+        )
+    halved = StepLoad(rows=step.rows, tokens=step.tokens // 2, patches=step.patches // 2)
+    yield (
+        "pictures and texts of half the size (build with a smaller --max-side)",
+        plan.estimate(load_in, "full", step=halved),
+    )
+    if plan.adapter.method == "full":
+        yield "--method lora", plan.estimate(load_in, "full", method="lora")
+    elif plan.adapter.finetune_vision_layers and plan.adapter.finetune_language_layers:
+        yield "--no-finetune-vision-layers", plan.estimate(load_in, "full", finetune_vision_layers=False)
+
+
+def _read_config(model: str) -> dict[str, Any]:
+    """config.json of a model whose weights need not be there."""
+    path = Path(model).expanduser()
+    file = path / "config.json" if path.is_dir() else path
+    if file.is_file() and not (path / "run.json").is_file():
+        try:
+            loaded = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file}: cannot be read as JSON: {error}") from error
+        if not isinstance(loaded, dict) or "model_type" not in loaded:
+            raise ConfigError(f"{file}: not the config.json of a model (no model_type)")
+        return loaded
+    return find_model(model).config
+
+
+def _measure_set(config: PlanConfig, data: Path, batch_size: int) -> Workload:
+    source = find_model(config.model)
+    chat = load_chat_format(source, load_processor(source))
+    lengths = measure_lengths(open_folder(data).split(config.train_split), chat, source.family)
+    return Workload(
+        rows=len(lengths.tokens),
+        tokens=float(lengths.tokens.mean()),
+        image_tokens=float(lengths.image_tokens.mean()),
+        patches=float(lengths.patches.mean()),
+        step=heaviest_step(lengths, batch_size),
+        words=f"{len(lengths.tokens)} of {data}",
+    )
+
+
+def _assume_rows(config: PlanConfig, family: Family | None, batch_size: int) -> Workload:
+    if family is None:
+        raise ConfigError("the model's family is unknown, so that the tokens of a picture are too: pass --data")
+    grid = _read_grid(config.model, family)
+    image_tokens = sum(grid.image_tokens(*size) for size in config.sizes)
+    patches = sum(vision_positions(grid, *size) for size in config.sizes)
+    tokens = image_tokens + config.text_tokens
+    shown = ", ".join(f"{width}x{height}" for width, height in config.sizes)
+    return Workload(
+        rows=config.rows,
+        tokens=tokens,
+        image_tokens=image_tokens,
+        patches=patches,
+        step=StepLoad(rows=batch_size, tokens=batch_size * tokens, patches=batch_size * patches),
+        words=f"{config.rows} assumed, each with {config.text_tokens} tokens of text and pictures of {shown} px",
+    )
+
+
+def _read_grid(model: str, family: Family) -> ImageGrid:
+    """The grid of the processor beside the config, else that of the family's hub models."""
+    path = Path(model).expanduser()
+    folder = path if path.is_dir() else path.parent
+    files = [folder / "processor_config.json", folder / "preprocessor_config.json"]
+    found = [json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {} for file in files]
+    return read_grid(family, *found) if any(found) else family.grid
+
+
+def _gpu(config: PlanConfig) -> tuple[int | None, float | None]:
+    import torch
+
+    limit = config.gpu_memory_gb * _GIB if config.gpu_memory_gb else None
+    tflops = config.tflops
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        limit = limit or device.total_memory
+        tflops = tflops or next((value for name, value in _TFLOPS.items() if name in device.name), None)
+    return (int(limit * MEMORY_SHARE) if limit else None), tflops
