@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import random
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -174,6 +177,34 @@ def settings(colours: Path, tiny_qwen: Path, tmp_path: Path) -> Callable[..., An
 
 
 SHORT_RUN = {"max_steps": 6, "batch_size": 2, "grad_accum": 2, "lr": 1e-2, "warmup": 0.0, "backend": "transformers"}
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Lets a signal arrive during a step, or something else happen, within a `with`."""
+    from vlmtrain import trainer
+
+    @contextlib.contextmanager
+    def arrange(step: int, number: int = signal.SIGTERM, act: Callable[[], None] | None = None) -> Iterator[None]:
+        make = trainer._make_callback
+
+        def make_stopping(*arguments: Any) -> Any:
+            callback = make(*arguments)
+            on_step_end = callback.on_step_end
+
+            def act_first(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if state.global_step == step:
+                    act() if act else os.kill(os.getpid(), number)
+                on_step_end(args, state, control, **kwargs)
+
+            callback.on_step_end = act_first
+            return callback
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "_make_callback", make_stopping)
+            yield
+
+    return arrange
 
 
 @pytest.fixture(scope="session")

@@ -178,7 +178,7 @@ def test_the_chain(colours, tmp_path, capsys) -> None:
 
 
 def test_a_bug_is_a_traceback(places, monkeypatch) -> None:
-    monkeypatch.setattr("vlmtrain.training.prepare", lambda _: 1 / 0)
+    monkeypatch.setattr("vlmtrain.preparation.prepare", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["check", "--data", places["DATA"], "--model", places["MODEL"]])
 
@@ -187,7 +187,7 @@ def test_ctrl_c_is_a_line(places, monkeypatch, capsys) -> None:
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vlmtrain.training.prepare", interrupt)
+    monkeypatch.setattr("vlmtrain.preparation.prepare", interrupt)
     code, _, err = run(capsys, "check", "--data", places["DATA"], "--model", places["MODEL"])
     # click ends the line of the terminal's ^C first
     assert (code, err) == (130, "\nerror: interrupted\n")
@@ -197,7 +197,7 @@ def test_an_error_of_the_data_is_not_taken_apart(places, monkeypatch, capsys) ->
     def fail(_):
         raise DataError("first; second")
 
-    monkeypatch.setattr("vlmtrain.training.prepare", fail)
+    monkeypatch.setattr("vlmtrain.preparation.prepare", fail)
     arguments = ["check", "--data", places["DATA"], "--model", places["MODEL"]]
     assert run(capsys, *arguments) == (3, "", "error: first; second\n")
 

@@ -143,3 +143,23 @@ def test_rows_are_drawn_once_in_rising_order() -> None:
     assert drawn == sorted(set(drawn))
     assert len(drawn) == 20
     assert drawn == sample_indices(1000, 20, seed=1) != sample_indices(1000, 20, seed=2)
+
+
+def test_the_evaluation_loss_is_the_mean_over_all_learned_tokens(settings, tiny_qwen, made, build, chat_of) -> None:
+    # answers of one and of many tokens, in batches that do not divide them evenly
+    val = [made.row(i, turns=1 + 3 * (i % 2)) for i in range(5)]
+    data = build([made.row(i) for i in range(4)], val=val)
+    run = fit(settings(data=data, max_steps=1, lr=1e-12, batch_size=2))
+    model = AutoModelForImageTextToText.from_pretrained(tiny_qwen)
+    collate = VisionCollator(chat_of("qwen2.5-vl"), dtype=torch.float32)
+    total, tokens = 0.0, 0
+    for row in open_rows(open_folder(data).split("val")):
+        batch = collate([row])
+        labels = batch.pop("labels")[0, 1:]
+        with torch.no_grad():
+            total += float(cross_entropy(model(**batch).logits[0, :-1], labels, reduction="sum"))
+        tokens += int((labels >= 0).sum())
+    [evaluated] = [
+        log["eval_loss"] for log in map(json.loads, run.metrics.read_text().splitlines()) if "eval_loss" in log
+    ]
+    assert evaluated == pytest.approx(total / tokens, rel=1e-5)

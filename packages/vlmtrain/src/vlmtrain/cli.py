@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import click
 from vlmdata.errors import ConfigError, ToolkitError
 from vlmdata.options import add_options, build_section, read_yaml
 from vlmtrain.config import SECTIONS, AdapterConfig, FitConfig, OptimizerConfig
+from vlmtrain.launch import describe_bug, in_group, launch, report_failure, watch_parent
 from vlmtrain.plan_config import PlanConfig
 from vlmtrain.quiet import quieten_libraries, yield_cores
 from vlmtrain.settings import EvalConfig, ExportConfig, GenerateConfig
@@ -43,9 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ToolkitError as error:
         problems = error.problems if isinstance(error, ConfigError) else (str(error),)
-        for problem in problems:
-            click.echo(f"error: {problem}", err=True)
+        lines = [f"error: {problem}" for problem in problems]
+        if not report_failure(error, lines, error.exit_code):
+            click.echo("\n".join(lines), err=True)
         sys.exit(error.exit_code)
+    except Exception as error:
+        if not report_failure(error, describe_bug(error), 1):
+            raise
+        sys.exit(1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -71,9 +78,24 @@ def fit(config_file: Path | None, resume: bool, overwrite: bool, **options: Any)
     chosen is printed. OUT/run.json is written last.
     """
     config = _fit_config(config_file, options)
+    if config.run.gpus > 1 and not in_group():
+        sys.exit(_fit_in_group(config, resume=resume, overwrite=overwrite))
+    watch_parent()
     from vlmtrain.training import fit as run_fit
 
     run_fit(config, resume=resume, overwrite=overwrite)
+
+
+def _fit_in_group(config: FitConfig, *, resume: bool, overwrite: bool) -> int:
+    """Starts the processes of a run on several GPUs; each reads the settings that were put together here."""
+    import yaml
+
+    with tempfile.TemporaryDirectory(prefix="vlmtrain-") as folder:
+        settings = Path(folder) / "fit.yaml"
+        settings.write_text(yaml.safe_dump(config.flat()), encoding="utf-8")
+        command = [sys.executable, "-m", "vlmtrain", "fit", str(settings)]
+        command += ["--resume"] * resume + ["--overwrite"] * overwrite
+        return launch(config.run.gpus, command)
 
 
 @cli.command()
@@ -82,7 +104,7 @@ def fit(config_file: Path | None, resume: bool, overwrite: bool, **options: Any)
 def check(config_file: Path | None, **options: Any) -> None:
     """Check a built folder against a model, as `fit` does before it loads weights."""
     config = _fit_config(config_file, options | {"out": Path(os.devnull)})
-    from vlmtrain.training import prepare
+    from vlmtrain.preparation import prepare
 
     prepare(config)
     click.echo("checked: this set can be trained on")

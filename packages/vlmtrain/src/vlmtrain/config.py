@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from vlmdata.errors import ConfigError
 from vlmdata.options import build_section, flatten
+from vlmtrain.run_config import MonitorConfig, RunConfig
 
 __all__ = [
     "SECTIONS",
@@ -21,6 +22,7 @@ __all__ = [
     "FitConfig",
     "LoadIn",
     "ModelConfig",
+    "MonitorConfig",
     "OptimizerConfig",
     "RunConfig",
 ]
@@ -197,36 +199,7 @@ class OptimizerConfig:
             raise ConfigError(problems)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunConfig:
-    """Where the run writes, and how often."""
-
-    out: Path
-    """Folder of the run."""
-    eval_steps: int | None = None
-    """Optimizer steps between two evaluations and checkpoints. Unset: a tenth of the run."""
-    eval_rows: int = 512
-    """Most rows of the val split that each evaluation looks at, drawn once by the seed."""
-    keep_checkpoints: int = 2
-    """Checkpoints that stay on the disk, besides the best one."""
-    log_steps: int = 1
-    """Optimizer steps between two lines of metrics.jsonl."""
-
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            ConfigError: A value is out of range.
-        """
-        problems: list[str] = []
-        for name in ("eval_steps", "eval_rows", "keep_checkpoints", "log_steps"):
-            value = getattr(self, name)
-            _require(problems, value is None or value > 0, f"{name} must be positive, not {value!r}")
-        if problems:
-            raise ConfigError(problems)
-
-
-SECTIONS: tuple[type, ...] = (DataConfig, ModelConfig, AdapterConfig, OptimizerConfig, RunConfig)
+SECTIONS: tuple[type, ...] = (DataConfig, ModelConfig, AdapterConfig, OptimizerConfig, RunConfig, MonitorConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +211,7 @@ class FitConfig:
     adapter: AdapterConfig
     optimizer: OptimizerConfig
     run: RunConfig
+    monitor: MonitorConfig
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> FitConfig:
@@ -254,8 +228,9 @@ class FitConfig:
         adapter = build_section(AdapterConfig, values, problems)
         optimizer = build_section(OptimizerConfig, values, problems)
         run = build_section(RunConfig, values, problems)
-        if data and model and adapter and optimizer and run:
-            config = cls(data=data, model=model, adapter=adapter, optimizer=optimizer, run=run)
+        monitor = build_section(MonitorConfig, values, problems)
+        if data and model and adapter and optimizer and run and monitor:
+            config = cls(data=data, model=model, adapter=adapter, optimizer=optimizer, run=run, monitor=monitor)
             problems.extend(config._clashes())
             if not problems:
                 return config
@@ -263,7 +238,7 @@ class FitConfig:
 
     def flat(self) -> dict[str, Any]:
         """All values by option name, as config.yaml of a run holds them."""
-        return flatten(self.data, self.model, self.adapter, self.optimizer, self.run)
+        return flatten(self.data, self.model, self.adapter, self.optimizer, self.run, self.monitor)
 
     @property
     def lr(self) -> float:

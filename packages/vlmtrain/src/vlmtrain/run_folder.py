@@ -2,6 +2,7 @@
 
 RUN/config.yaml       every setting, resolved: `vlmtrain fit RUN/config.yaml` repeats the run
 RUN/metrics.jsonl     one line for each logged step
+RUN/answers.jsonl     answers to val rows at each evaluation, with --eval-metrics
 RUN/checkpoints/      what a stopped run goes on from
 RUN/adapter/, model/  the best checkpoint's weights, with the processor
 RUN/run.json          written last: where it exists, the run is whole
@@ -18,11 +19,13 @@ from typing import Any
 from vlmdata.errors import ConfigError, DataError, ResourceError
 from vlmdata.manifest import write_json_atomically
 from vlmtrain.config import SECTIONS, FitConfig
+from vlmtrain.processes import is_main_process
+from vlmtrain.whole_folders import STAGING_NAME
 
-__all__ = ["RunFolder", "check_run_folder", "open_run_folder"]
+__all__ = ["RunFolder", "check_run_folder", "drop_lines_after", "open_run_folder"]
 
 # What may differ between a run and its continuation without changing what is learned.
-_FREE_TO_CHANGE = frozenset({"out", "workers", "keep_checkpoints", "log_steps"})
+_FREE_TO_CHANGE = frozenset({"out", "workers", "keep_checkpoints", "log_steps", "report_to"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def answers(self) -> Path:
+        """Answers to val rows, where the run was asked for their metrics."""
+        return self.path / "answers.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """What a stopped run goes on from."""
         return self.path / "checkpoints"
@@ -62,7 +70,12 @@ class RunFolder:
     def last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint."""
         found = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-        return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+        return max(found, key=self.step_of, default=None)
+
+    @staticmethod
+    def step_of(checkpoint: Path) -> int:
+        """The optimizer step after which a checkpoint was written."""
+        return int(checkpoint.name.rpartition("-")[2])
 
     def adopt_checkpoint(self, checkpoint: Path) -> None:
         """Looks for a checkpoint's best predecessor in this folder; the run may have been moved since it stopped."""
@@ -117,11 +130,14 @@ def open_run_folder(config: FitConfig, *, resume: bool, overwrite: bool) -> RunF
     """
     import yaml
 
+    if not is_main_process():
+        return RunFolder(path=config.run.out.resolve(), method=config.adapter.method)
     run = check_run_folder(config, resume=resume, overwrite=overwrite)
     try:
         if overwrite and run.config.exists():
             _remove_run(run)
         run.report.unlink(missing_ok=True)
+        shutil.rmtree(run.checkpoints / STAGING_NAME, ignore_errors=True)  # a checkpoint that a kill left unfinished
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         run.config.write_text(yaml.safe_dump(config.flat(), sort_keys=False), encoding="utf-8")
     except OSError as error:
@@ -129,12 +145,33 @@ def open_run_folder(config: FitConfig, *, resume: bool, overwrite: bool) -> RunF
     return run
 
 
+def drop_lines_after(path: Path, step: int, *, without: str | None = None) -> None:
+    """Takes back the lines of a JSON-lines log that belong to steps after this one.
+
+    Args:
+        path: A log whose lines have a `step`; need not be there.
+        step: The last step that stays.
+        without: Lines with this key go too.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            log = json.loads(line)
+        except ValueError:  # cut short when the run was killed
+            continue
+        if log["step"] <= step and without not in log:
+            kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")
+
+
 def _remove_run(run: RunFolder) -> None:
     # only what a run writes: a folder named by mistake keeps everything else
     for folder in (run.checkpoints, run.path / "adapter", run.path / "model"):
         if folder.exists():
             shutil.rmtree(folder)
-    for file in (run.report, run.metrics, run.config):
+    for file in (run.report, run.metrics, run.answers, run.config):
         file.unlink(missing_ok=True)
 
 

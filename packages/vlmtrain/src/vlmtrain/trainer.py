@@ -6,7 +6,6 @@ Both backends come through here; they differ in the class they derive from and i
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import sys
@@ -14,15 +13,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vlmdata.errors import ConfigError, DataError
+from vlmdata.errors import ConfigError
 from vlmtrain.backends import Backend
+from vlmtrain.checkpoints import with_loadable_checkpoints, with_whole_checkpoints
 from vlmtrain.config import FitConfig
 from vlmtrain.device import half_precision
+from vlmtrain.early_stop import make_early_stop
 from vlmtrain.layers import part_of
 from vlmtrain.loaded import LoadedModel
+from vlmtrain.loggers import logger_arguments, make_logger_callbacks
+from vlmtrain.metrics import METRICS
+from vlmtrain.processes import agree_on_largest, is_main_process, process_count
 from vlmtrain.rows import Rows
-from vlmtrain.run_folder import RunFolder
+from vlmtrain.run_folder import RunFolder, drop_lines_after
 from vlmtrain.stops import StopRequest
+from vlmtrain.val_answers import ValAnswers, with_answer_metrics
+from vlmtrain.val_loss import with_token_mean_loss
 
 __all__ = ["Schedule", "make_trainer", "plan_schedule"]
 
@@ -46,7 +52,8 @@ class Schedule:
 def plan_schedule(config: FitConfig, rows: int) -> Schedule:
     """Counts the steps of a run over `rows` training rows."""
     optimizer = config.optimizer
-    steps_per_epoch = max(1, math.ceil(math.ceil(rows / optimizer.batch_size) / optimizer.grad_accum))
+    batches = math.ceil(rows / (optimizer.batch_size * process_count()))
+    steps_per_epoch = max(1, math.ceil(batches / optimizer.grad_accum))
     steps = optimizer.max_steps or max(1, math.ceil(steps_per_epoch * optimizer.epochs))
     return Schedule(
         steps=steps,
@@ -67,6 +74,8 @@ def make_trainer(
     schedule: Schedule,
     run: RunFolder,
     stop: StopRequest,
+    val_answers: ValAnswers | None = None,
+    first_step: int = 0,
 ) -> Any:
     """Puts the trainer together.
 
@@ -80,6 +89,8 @@ def make_trainer(
         schedule: The steps.
         run: Where checkpoints and metrics go.
         stop: Is asked after each step whether to save and stop.
+        val_answers: Val rows to answer at each evaluation, or None.
+        first_step: Step of the checkpoint that the run goes on from, or 0.
 
     Returns:
         A transformers Trainer.
@@ -93,8 +104,17 @@ def make_trainer(
     if unknown := sorted(set(arguments) - known):
         raise ConfigError(f"this version of trl does not know the training arguments {', '.join(unknown)}")
     settings = SFTConfig(**arguments)
+    # One process takes one GPU; transformers would spread it over all that it sees.
+    settings._n_gpu = min(settings.n_gpu, 1)
+    if settings.device.type == "cpu":
+        # A process of a group names it cpu:0, to which torch loads no file of a checkpoint.
+        settings.__dict__["_setup_devices"] = type(settings.device)("cpu")
+    callbacks = [_make_callback(run.metrics, stop), *_early_stop(config, has_val=val_rows is not None)]
+    if is_main_process():
+        callbacks += make_logger_callbacks(config.monitor.report_to, run.path, first_step=first_step)
     optimizer = _make_optimizer(loaded.model, settings, config)
-    trainer = _with_loadable_checkpoints(backend.trainer_class())(
+    kind = with_token_mean_loss(with_whole_checkpoints(with_loadable_checkpoints(backend.trainer_class())))
+    trainer = with_answer_metrics(kind, val_answers)(
         model=loaded.model,
         args=settings,
         data_collator=collate,
@@ -102,7 +122,7 @@ def make_trainer(
         eval_dataset=val_rows,
         processing_class=loaded.processor,
         optimizers=(optimizer, None),
-        callbacks=[_make_callback(run.metrics, stop)],
+        callbacks=callbacks,
     )
     # It prints dictionaries where there is no terminal; ours prints a line.
     trainer.remove_callback(PrinterCallback)
@@ -146,8 +166,8 @@ def _training_arguments(
         "save_steps": schedule.eval_steps,
         "save_total_limit": config.run.keep_checkpoints + 1 if has_val else config.run.keep_checkpoints,
         "load_best_model_at_end": has_val,
-        "metric_for_best_model": "eval_loss" if has_val else None,
-        "greater_is_better": False if has_val else None,
+        "metric_for_best_model": f"eval_{config.monitor.best_metric}" if has_val else None,
+        "greater_is_better": config.monitor.higher_is_better if has_val else None,
         "dataloader_num_workers": workers,
         "dataloader_pin_memory": on_gpu,
         "dataloader_persistent_workers": workers > 0,
@@ -156,9 +176,23 @@ def _training_arguments(
         # Rows are never cut; those above the limit were refused or left out before.
         "max_length": None,
         "packing": False,
-        "report_to": "none",
         "disable_tqdm": not sys.stderr.isatty(),
+        **_group_arguments(on_gpu=on_gpu),
+        **logger_arguments(config.monitor.report_to, run.path.name),
         **backend.checkpointing_arguments(config),
+    }
+
+
+def _group_arguments(*, on_gpu: bool) -> dict[str, Any]:
+    """Of several processes, the loss is divided by the tokens of all."""
+    if process_count() == 1:
+        return {}
+    return {
+        "average_tokens_across_devices": True,
+        "ddp_backend": "nccl" if on_gpu else "gloo",
+        # A layer may be idle: in one process when its rows have no pictures, in all of them when it is LLaVA's last
+        # vision layer, whose output nothing takes.
+        "ddp_find_unused_parameters": True,
     }
 
 
@@ -169,43 +203,6 @@ def optimizer_name(config: FitConfig) -> str:
     if config.optimizer.optimizer != "auto":
         return config.optimizer.optimizer
     return "adamw_8bit" if torch.cuda.is_available() else "adamw_torch"
-
-
-def _with_loadable_checkpoints(base: type) -> type:
-    """A trainer whose checkpoints of a whole model are found again when it is resumed or its best one is loaded.
-
-    transformers writes weights under the names that a model has on the hub, and a trainer reads them under those that
-    it has in memory. For vision-language models the two differ since its fifth version: nothing is loaded, in silence.
-    """
-    from transformers import PreTrainedModel
-    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-
-    class LoadableTrainer(base):  # type: ignore[misc]  # its class is known when it runs
-        """Writes checkpoints, but not the result, under the names in memory."""
-
-        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-            is_checkpoint = Path(output_dir or self.args.output_dir).name.startswith(PREFIX_CHECKPOINT_DIR)
-            if not is_checkpoint or not isinstance(self.model, PreTrainedModel):
-                super()._save(output_dir, state_dict)
-                return
-            write = self.model.save_pretrained
-            self.model.save_pretrained = functools.partial(write, save_original_format=False)
-            try:
-                super()._save(output_dir, state_dict)
-            finally:
-                self.model.save_pretrained = write
-
-        def _issue_warnings_after_load(self, load_result: Any) -> None:
-            # tied weights are stored once
-            missing = set(load_result.missing_keys) - set(getattr(self.model, "all_tied_weights_keys", None) or ())
-            if missing or load_result.unexpected_keys:
-                raise DataError(
-                    f"the checkpoint is not one of this model: {len(missing)} of its weights are not in it, and "
-                    f"{len(load_result.unexpected_keys)} of those in it are not the model's"
-                )
-            super()._issue_warnings_after_load(load_result)
-
-    return LoadableTrainer
 
 
 def _make_optimizer(model: Any, settings: Any, config: FitConfig) -> Any:
@@ -226,6 +223,14 @@ def _make_optimizer(model: Any, settings: Any, config: FitConfig) -> Any:
     )
 
 
+def _early_stop(config: FitConfig, *, has_val: bool) -> list[Any]:
+    monitor = config.monitor
+    if monitor.patience is None or not has_val:
+        return []
+    key = f"eval_{monitor.best_metric}"
+    return [make_early_stop(key, higher_is_better=monitor.higher_is_better, patience=monitor.patience)]
+
+
 def _make_callback(metrics: Path, stop: StopRequest) -> Any:
     from transformers import TrainerCallback
 
@@ -234,18 +239,20 @@ def _make_callback(metrics: Path, stop: StopRequest) -> Any:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             # A resumed run repeats the steps after its checkpoint, and sums up once.
-            lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-            logs = [(line, json.loads(line)) for line in lines]
-            kept = [line for line, log in logs if log["step"] <= state.global_step and "train_runtime" not in log]
-            metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            if is_main_process():
+                drop_lines_after(metrics, state.global_step, without="train_runtime")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+            if not is_main_process():
+                return
             with metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
             if _is_worth_a_line(logs, state.global_step, state.max_steps):
                 print(_describe_log(logs, state.global_step, state.max_steps), flush=True)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # a signal may reach the processes of a group in different steps
+            stop.signal = agree_on_largest(stop.signal or 0) or None
             if stop.signal is not None:
                 control.should_save = True
                 control.should_training_stop = True
@@ -260,6 +267,8 @@ def _is_worth_a_line(logs: dict[str, Any], step: int, steps: int) -> bool:
 
 def _describe_log(logs: dict[str, Any], step: int, steps: int) -> str:
     if "eval_loss" in logs:
-        return f"step {step}/{steps}: eval loss {logs['eval_loss']:.4f}"
+        scores = {name.removeprefix("eval_"): value for name, value in logs.items()}
+        metrics = [f", {name} {value:.3f}" for name, value in scores.items() if name in METRICS]
+        return f"step {step}/{steps}: eval loss {logs['eval_loss']:.4f}" + "".join(metrics)
     rest = f"lr {logs['learning_rate']:.2e}, gradient norm {logs['grad_norm']:.2f}"
     return f"step {step}/{steps}: loss {logs['loss']:.4f}, {rest}"

@@ -56,6 +56,9 @@ class Backend(Protocol):
     def prepare_inference(self, loaded: LoadedModel) -> None:
         """Switches the model to generation."""
 
+    def prepare_training(self, loaded: LoadedModel) -> None:
+        """Switches it back to training, with the gradient checkpointing that it was loaded with."""
+
     def save_merged(self, loaded: LoadedModel, out: Path) -> None:
         """Writes the whole model in 16 bit, adapters merged into the unquantised weights."""
 

@@ -22,6 +22,7 @@ __all__ = [
     "load_model",
     "make_collator",
     "prepare_inference",
+    "prepare_training",
     "save_merged",
     "trainer_class",
 ]
@@ -176,6 +177,11 @@ def checkpointing_arguments(config: FitConfig) -> dict[str, Any]:
 def prepare_inference(loaded: LoadedModel) -> None:
     """Switches to evaluation mode; see `vlmtrain.backends.Backend`."""
     loaded.model.eval()
+
+
+def prepare_training(loaded: LoadedModel) -> None:
+    """Switches back to training mode; see `vlmtrain.backends.Backend`."""
+    loaded.model.train()
 
 
 def save_merged(loaded: LoadedModel, out: Path) -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "load_model",
     "make_collator",
     "prepare_inference",
+    "prepare_training",
     "save_merged",
     "trainer_class",
 ]
@@ -151,6 +152,11 @@ def checkpointing_arguments(config: FitConfig) -> dict[str, Any]:
 def prepare_inference(loaded: LoadedModel) -> None:
     """Switches to Unsloth's generation mode; see `vlmtrain.backends.Backend`."""
     unsloth.FastVisionModel.for_inference(loaded.model)
+
+
+def prepare_training(loaded: LoadedModel) -> None:
+    """Switches back to Unsloth's training mode; see `vlmtrain.backends.Backend`."""
+    unsloth.FastVisionModel.for_training(loaded.model)
 
 
 def save_merged(loaded: LoadedModel, out: Path) -> None:

@@ -1,0 +1,88 @@
+"""What is known of a run before weights are loaded: the set has passed its checks, the backend is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vlmdata.errors import DataError
+from vlmdata.shards import BuiltFolder, Split, open_folder
+from vlmtrain.backends import Backend, choose_backend
+from vlmtrain.chat import ChatFormat
+from vlmtrain.config import DataConfig, FitConfig
+from vlmtrain.preflight import CheckedSplit, check_split
+from vlmtrain.processes import say
+from vlmtrain.processors import load_chat_format, load_processor
+from vlmtrain.source import ModelSource, find_model
+from vlmtrain.template_completion import describe_completion
+
+__all__ = ["Prepared", "prepare"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Everything that is known before weights are loaded: the set has passed its checks."""
+
+    folder: BuiltFolder
+    source: ModelSource
+    backend: Backend
+    processor: Any
+    chat: ChatFormat
+    train: CheckedSplit
+    val: CheckedSplit | None
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest row of either split, or the limit that was set."""
+        return max(split.max_length for split in (self.train, self.val) if split is not None)
+
+
+def prepare(config: FitConfig) -> Prepared:
+    """Opens the set and the model's processor, chooses the backend, and checks every row.
+
+    Args:
+        config: The run's settings.
+
+    Raises:
+        ToolkitError: Whatever would make the run fail or learn the wrong thing.
+    """
+    folder = open_folder(config.data.data)
+    train_split = folder.split(config.data.train_split)
+    val_split = _find_val_split(config, folder)
+    source = find_model(config.model.model, revision=config.model.revision)
+    backend, reason = choose_backend(config.model.backend)
+    say(f"backend: {backend.NAME} ({reason})")
+    say(f"model: {source.name} (family {source.family.name if source.family else 'unknown'})")
+    processor = load_processor(source, trust_remote_code=config.model.trust_remote_code)
+    if completion := describe_completion(processor):
+        say(completion)
+    chat = load_chat_format(
+        source,
+        processor,
+        instruction_part=config.data.instruction_part,
+        response_part=config.data.response_part,
+    )
+    train = check_split(train_split, config.data, chat, source.family)
+    say(train.describe())
+    val = None
+    if val_split is not None:
+        val = check_split(val_split, config.data, chat, source.family)
+        say(val.describe())
+    else:
+        say(f"no rows in a split {config.data.val_split!r}: no evaluation loss, the last checkpoint is kept")
+    return Prepared(folder=folder, source=source, backend=backend, processor=processor, chat=chat, train=train, val=val)
+
+
+def _find_val_split(config: FitConfig, folder: BuiltFolder) -> Split | None:
+    name = config.data.val_split
+    if name in folder.splits and folder.splits[name].num_rows:
+        return folder.split(name)
+    asked = [f"--{option.replace('_', '-')}" for option in config.monitor.asks_for_val]
+    if name != DataConfig.__dataclass_fields__["val_split"].default:
+        asked.insert(0, f"--val-split {name}")
+    if asked:
+        raise DataError(
+            f"{folder.path}: {', '.join(asked)} needs rows in a split {name!r}, and there are none; "
+            f"the splits are {', '.join(map(repr, folder.splits))}: build with --split {name}=0.1"
+        )
+    return None

@@ -1,0 +1,68 @@
+"""run.json: what a finished run was made of, and what came of it."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from vlmdata.manifest import MANIFEST_NAME, hash_file
+from vlmtrain.config import FitConfig
+from vlmtrain.environment import describe_environment
+from vlmtrain.layers import count_parameters
+from vlmtrain.loaded import LoadedModel
+from vlmtrain.preparation import Prepared
+from vlmtrain.processes import process_count
+
+__all__ = ["summarise"]
+
+
+def summarise(
+    config: FitConfig,
+    prepared: Prepared,
+    loaded: LoadedModel,
+    trainer: Any,
+    *,
+    planned_steps: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """The contents of run.json.
+
+    Args:
+        config: All settings.
+        prepared: Set, model and backend.
+        loaded: The trained model.
+        trainer: After training.
+        planned_steps: Steps that the settings ask for; an early end leaves fewer.
+        seconds: Wall time of this process, from its checks to the saved weights.
+    """
+    state = trainer.state
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    return {
+        "config": config.flat(),
+        "weights": "adapter" if config.adapter.method == "lora" else "model",
+        "base": {"name": prepared.source.name, "revision": prepared.source.revision},
+        "family": prepared.source.family.name if prepared.source.family else None,
+        "backend": prepared.backend.NAME,
+        "load_in": loaded.load_in,
+        "data": str(prepared.folder.path.resolve()),
+        "data_fingerprint": prepared.folder.manifest.fingerprint,
+        "data_manifest_sha256": hash_file(prepared.folder.path / MANIFEST_NAME),
+        "rows": {"train": len(prepared.train.rows), "val": len(prepared.val.rows) if prepared.val else 0},
+        "tokens": {"train": int(prepared.train.lengths.tokens.sum())},
+        "max_length": prepared.max_length,
+        "parameters": {
+            part: {"trainable": trainable, "all": total}
+            for part, (trainable, total) in sorted(count_parameters(loaded.model.named_parameters()).items())
+        },
+        "processes": process_count(),
+        "steps": state.global_step,
+        "planned_steps": planned_steps,
+        # transformers counts the steps before a resumption, but not their losses
+        "train_loss": statistics.fmean(losses) if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "best_metric": config.monitor.best_metric if prepared.val else None,
+        "best_value": state.best_metric,
+        "best_step": state.best_global_step,
+        "seconds": round(seconds, 1),
+        "environment": describe_environment(),
+    }
