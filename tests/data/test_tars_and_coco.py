@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from vlmdata.errors import DataError
 from vlmdata.manifest import Counts
 from vlmdata.sample import Problem
 from vlmdata.sources import Source, open_sources
+from vlmdata.sources.coco import read_coco
 
 
 def encode_image(level: int) -> bytes:
@@ -189,3 +191,61 @@ def test_json_that_only_looks_like_coco(tmp_path: Path) -> None:
     broken.write_text('{"info": {},\n"images": [')
     with pytest.raises(DataError, match="not readable"):
         rows_of(broken)
+
+
+def join_in_memory(whole: dict) -> list[dict]:
+    captions: dict = {}
+    for annotation in whole["annotations"]:
+        captions.setdefault(repr(annotation["image_id"]), []).append(annotation["caption"])
+    return [
+        {**image, "image": image["file_name"], "image_id": image["id"], "captions": captions.pop(repr(image["id"]), [])}
+        for image in whole["images"]
+    ]
+
+
+@pytest.mark.parametrize("annotations_first", [True, False])
+@pytest.mark.parametrize("read_bytes", [64, 1 << 20])
+def test_coco_lists_are_joined_as_they_would_be_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, annotations_first: bool, read_bytes: int
+) -> None:
+    monkeypatch.setattr("vlmdata.sources.json_rows.READ_BYTES", read_bytes)
+    monkeypatch.setattr("vlmdata.sources.json_lists.READ_BYTES", read_bytes)
+    images = [{"id": key, "file_name": f"{i}.png", "x": {"y": [1, "]}"]}} for i, key in enumerate([3, "3", 5, 3, 9])]
+    captions = [
+        {"image_id": key, "caption": f'Number {i}, "quoted" \\ [x] {{y}}'} for i, key in enumerate([5, "3", 3, 5])
+    ]
+    lists = {"images": images, "annotations": captions}
+    members = {"info": {"a": [1, {"b": "}"}]}, "version": 1.5, "none": None, "words": 'a "word", {"images": [1]}'}
+    whole = {**members, **(dict(reversed(lists.items())) if annotations_first else lists), "categories": [{"id": 1}]}
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps(whole, indent=2 if annotations_first else None))
+    assert list(read_coco(path, 1 << 20)) == list(enumerate(join_in_memory(whole)))
+
+
+def test_a_broken_element_of_a_coco_file_costs_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "captions.json"
+    images = ['{"id": 1, "file_name": "1.png"}', '{"id": 2, "file_name": }', json.dumps({"id": 3, "x": "y" * 4000})]
+    captions = [f'{{"image_id": {i}, "caption": {text}}}' for i, text in ((1, '"One."'), (1, "tru"), (2, '"Two."'))]
+    path.write_text(f'{{"images": [{",".join(images)}], "annotations": [{",".join(captions)}]}}')
+    found = [row for _, row in read_coco(path, 2000)]
+    assert found[0]["captions"] == ["One."]
+    assert [row.reason for row in found[1:]] == ["json_broken", "line_too_long", "image_missing", "json_broken"]
+    for text in (path.read_text()[:-1], path.read_text()[:-60], path.read_text() + "{}"):
+        path.write_text(text)
+        with pytest.raises(DataError, match="not readable"):
+            list(read_coco(path, 2000))
+
+
+def test_memory_does_not_grow_with_a_coco_file(tmp_path: Path) -> None:
+    path = tmp_path / "captions.json"
+    with path.open("w") as file:
+        file.write('{"images": [')
+        file.write(",".join(json.dumps({"id": i, "file_name": f"{i}.png", "x": "y" * 500}) for i in range(15_000)))
+        file.write('], "annotations": [')
+        file.write(",".join(json.dumps({"image_id": i, "caption": "z" * 500}) for i in range(15_000)))
+        file.write("]}")
+    tracemalloc.start()
+    assert sum(len(row["captions"]) for _, row in read_coco(path, 1 << 20)) == 15_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20

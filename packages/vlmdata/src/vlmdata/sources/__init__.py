@@ -130,4 +130,4 @@ def _read_file(path: Path, config: InputConfig) -> Iterator[IndexedRow]:
         return read_csv(path, config.encoding, config.max_line_bytes)
     if suffix in _TAR_SUFFIXES:
         return read_webdataset(path, config.max_line_bytes)
-    return read_coco(path) if is_coco(path) else read_json(path, config.max_line_bytes)
+    return read_coco(path, config.max_line_bytes) if is_coco(path) else read_json(path, config.max_line_bytes)

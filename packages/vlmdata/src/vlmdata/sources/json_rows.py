@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,15 +16,21 @@ from vlmdata.errors import DataError
 from vlmdata.sample import Problem, RawRow
 from vlmdata.sources.rows import IndexedRow, open_binary
 
-__all__ = ["parse_object", "read_json", "tell_layout"]
+__all__ = ["READ_BYTES", "cut_list", "parse_object", "read_json", "tell_layout"]
 
 _BOM = b"\xef\xbb\xbf"
-_READ_BYTES = 1 << 20
+READ_BYTES = 1 << 20
 # No set needs more; rows travel between processes, and what walks through them may recurse.
 _MAX_DEPTH = 64
-# A whole string (group 1 holds its closing quote, or nothing where the buffer ends before it), a bracket or a comma.
-# Possessive, because giving back costs memory for every escape of a long string.
-_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)|[\[\]{},]', re.DOTALL)
+# A whole string (group 1 holds its closing quote, or nothing where the buffer ends before it), a whole object without
+# brackets inside (most elements are, and take one step so), a bracket or a comma. Possessive, because giving back costs
+# memory for every escape of a long string.
+_TOKEN = re.compile(
+    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("?)'
+    rb'|\{[^{}\[\]"]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"[^{}\[\]"]*+)*+\}'
+    rb"|[\[\]{},]",
+    re.DOTALL,
+)
 
 
 def read_json(path: Path, max_row_bytes: int) -> Iterator[IndexedRow]:
@@ -47,7 +53,7 @@ def tell_layout(path: Path) -> str:
         DataError: it is one object over several lines, or no JSON at all.
     """
     with open_binary(path) as file:
-        head = file.read(_READ_BYTES).removeprefix(_BOM).lstrip()
+        head = file.read(READ_BYTES).removeprefix(_BOM).lstrip()
     if not head:
         raise DataError(f"{path}: the file is empty")
     if head.startswith(b"["):
@@ -89,7 +95,7 @@ def _split_lines(file: BinaryIO, max_row_bytes: int) -> Iterator[bytes | Problem
             line, first = line.removeprefix(_BOM), False
         if len(line) > max_row_bytes:
             length = len(line)
-            while not line.endswith(b"\n") and (line := file.readline(_READ_BYTES)):
+            while not line.endswith(b"\n") and (line := file.readline(READ_BYTES)):
                 length += len(line)
             yield Problem("line_too_long", f"{length} bytes, more than max_line_bytes = {max_row_bytes}")
         elif line := line.strip():
@@ -98,11 +104,30 @@ def _split_lines(file: BinaryIO, max_row_bytes: int) -> Iterator[bytes | Problem
 
 def _split_array(file: BinaryIO, max_row_bytes: int) -> Iterator[bytes | Problem]:
     """Cut the elements of a top-level array out of a stream."""
-    buffer = file.read(_READ_BYTES).removeprefix(_BOM).lstrip()[1:]
+    rest = yield from cut_list(file, file.read(READ_BYTES).removeprefix(_BOM).lstrip()[1:], max_row_bytes)
+    if rest is None:
+        yield Problem("json_broken", "the file ends inside the array; its last element is not whole")
+    else:
+        yield from _check_rest(file, rest)
+
+
+def cut_list(file: BinaryIO, buffer: bytes, max_row_bytes: int) -> Generator[bytes | Problem, None, bytes | None]:
+    """Cut what stands between the commas of a list out of a stream, unparsed.
+
+    Args:
+        file: what follows.
+        buffer: what was read of it already, from behind the bracket that opens the list.
+        max_row_bytes: elements of more bytes are not held.
+
+    Yields:
+        Each element, or why it is none.
+
+    Returns:
+        What was read behind the bracket that closes the list; None where the file ends before that.
+    """
     # the current element lies from `start` on, after `dropped_bytes` of an element that is too long to keep; the search
     # for its next bracket goes on at `at`
     start = at = depth = dropped_bytes = 0
-    last_mark = b""
     while True:
         token = _TOKEN.search(buffer, at)
         if token is None or token[1] == b"":
@@ -112,9 +137,9 @@ def _split_array(file: BinaryIO, max_row_bytes: int) -> Iterator[bytes | Problem
                 kept = b"" if token is None else b'"' + buffer[token.end() :]
                 dropped_bytes += len(buffer) - start - len(kept)
                 buffer, start, at = kept, 0, 0
-            more = file.read(max(_READ_BYTES, len(buffer) - start))
+            more = file.read(max(READ_BYTES, len(buffer) - start))
             if not more:
-                break
+                return None
             buffer, start, at = buffer[start:] + more, 0, at - start
             continue
         at = token.end()
@@ -124,20 +149,16 @@ def _split_array(file: BinaryIO, max_row_bytes: int) -> Iterator[bytes | Problem
         elif depth and mark in (b"]", b"}"):
             depth -= 1
         elif not depth and mark in (b",", b"]", b"}"):
-            last_mark = mark
             element = buffer[start : at - 1].strip()
             if (length := dropped_bytes + len(element)) > max_row_bytes:
                 yield Problem("line_too_long", f"an element of {length} bytes, more than {max_row_bytes}")
             elif element or mark == b",":
                 yield element or Problem("json_broken", "nothing between two commas")
             if mark != b",":
-                yield from _check_rest(file, buffer[at:])
-                return
+                return buffer[at:]
             start, dropped_bytes = at, 0
-    if buffer[start:].strip() or dropped_bytes or last_mark:
-        yield Problem("json_broken", "the file ends inside the array; its last element is not whole")
 
 
 def _check_rest(file: BinaryIO, rest: bytes) -> Iterator[Problem]:
-    if (rest + file.read(_READ_BYTES)).strip():
+    if (rest + file.read(READ_BYTES)).strip():
         yield Problem("json_broken", "more data follows after the end of the array")
