@@ -21,6 +21,7 @@ from vlmdata.decontamination.pictures import find_pictures
 from vlmdata.dedup import EvaluationImages, find_contamination
 from vlmdata.dedup.signatures import Signatures
 from vlmdata.hashing import hash_images
+from vlmdata.stage import PartitionSummary
 
 ROWS = 12
 # Rows whose picture the evaluation sets below show: as the same file, as other files, and beside other pictures.
@@ -211,6 +212,26 @@ def test_a_build_knows_what_it_was_held_against(place: Path, tmp_path: Path) -> 
     assert not again.was_unchanged
     assert dropped(tmp_path / "out").keys() == {*CONTAMINATED, 0}
     assert again.manifest.fingerprint != first.manifest.fingerprint
+
+
+def test_an_interrupted_build_reads_no_picture_again(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    values = config(place, tmp_path / "out", place / "eval" / "pictures")
+    with monkeypatch.context() as patch:
+        patch.setattr("vlmdata.build._finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_folder(values)
+    summaries: list[PartitionSummary] = []
+    build_folder(values, on_partition=summaries.append)
+    assert [(each.source, each.was_done) for each in summaries] == [("pictures", True), ("rows.jsonl", True)]
+    build(place, tmp_path / "fresh", place / "eval" / "pictures")
+    assert read_manifest(tmp_path / "out").splits == read_manifest(tmp_path / "fresh").splits
+    assert dropped(tmp_path / "out") == dropped(tmp_path / "fresh")
+    assert sorted(path.name for path in (tmp_path / "out" / ".stage").iterdir()) == ["inputs.arrow", "lock"]
 
 
 def test_pictures_that_cannot_be_compared_are_told(place: Path, tmp_path: Path) -> None:

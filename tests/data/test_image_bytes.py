@@ -232,8 +232,9 @@ def test_redirects_are_checked_again(
     monkeypatch.setattr(downloads, "_refuse_private", refuse_second)
     loader = make_loader(root)
     assert load(loader, f"{server[0]}/there") == LoadedImage(BODY, f"{server[0]}/there")
-    outcome = loader.load(ImageRef(f"{server[0]}/inside"))
-    assert outcome == Problem("image_url_refused", "leads to 127.0.0.2, which is not a public address")
+    outcome = loader.load(ImageRef(f"{server[0]}/inside?key=secret"))
+    detail = f"'{server[0]}/inside': leads to 127.0.0.2, which is not a public address"
+    assert outcome == Problem("image_url_refused", detail)
     assert server[1] == ["/there", "/image", "/inside"]
 
 

@@ -101,10 +101,13 @@ class Downloader:
         while True:
             outcome = self._follow(url)
             attempts += 1
-            if not isinstance(outcome, _Retry):
+            if isinstance(outcome, Problem):
+                return Problem(outcome.reason, f"{_show(url)}: {outcome.detail}")
+            if isinstance(outcome, bytes):
                 return outcome
             if attempts > self._retries:
-                return Problem(outcome.problem.reason, f"{outcome.problem.detail} (attempts: {attempts})")
+                detail = f"{_show(url)}: {outcome.problem.detail} (attempts: {attempts})"
+                return Problem(outcome.problem.reason, detail)
             time.sleep(min(outcome.after_s if outcome.after_s is not None else pause_s, self._timeout_s))
             pause_s *= 2
 
@@ -159,6 +162,11 @@ class Downloader:
             if time.monotonic() > deadline:
                 return _Retry(Problem("image_download_failed", f"not finished after {4 * self._timeout_s:g} s"))
         return bytes(body)
+
+
+def _show(url: str) -> str:
+    """The URL without its query, which may hold a key."""
+    return repr(url.partition("?")[0][:200])
 
 
 def _name(error: BaseException) -> str:
