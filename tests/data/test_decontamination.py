@@ -17,10 +17,13 @@ from PIL import Image, ImageEnhance
 from vlmdata import BuildConfig, ConfigError, DataError, build_folder, read_manifest
 from vlmdata.build import BuildReport
 from vlmdata.check import check_inputs
+from vlmdata.config import InputConfig
+from vlmdata.decontamination import open_evaluation_sets
 from vlmdata.decontamination.pictures import find_pictures
 from vlmdata.dedup import EvaluationImages, find_contamination
 from vlmdata.dedup.signatures import Signatures
 from vlmdata.hashing import hash_images
+from vlmdata.sources import Source
 from vlmdata.stage import PartitionSummary
 
 ROWS = 12
@@ -120,11 +123,18 @@ def built(place: Path, folder: Path, **options: Any) -> Path:
     return folder / "built"
 
 
+def saved_splits(place: Path, folder: Path) -> Path:
+    """What `DatasetDict.save_to_disk` leaves, which a built folder is too."""
+    (built(place, folder) / "manifest.json").unlink()
+    return folder / "built"
+
+
 SETS = {
     "folder of images": lambda place, folder: place / "eval" / "pictures",
     "questions without answers": questions,
     "conversations": conversations,
     "folder of Parquet files": saved_set,
+    "saved splits": saved_splits,
     "built folder": built,
     "built folder with margins": lambda place, folder: built(place, folder, size="300x300"),
     "hash list": lambda place, folder: write_hashes(place, folder / "list.parquet"),
@@ -232,6 +242,18 @@ def test_an_interrupted_build_reads_no_picture_again(
     assert read_manifest(tmp_path / "out").splits == read_manifest(tmp_path / "fresh").splits
     assert dropped(tmp_path / "out") == dropped(tmp_path / "fresh")
     assert sorted(path.name for path in (tmp_path / "out" / ".stage").iterdir()) == ["inputs.arrow", "lock"]
+
+
+def test_a_hub_id_may_name_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def open_hub_set(repository: str, split: str | None, config: str | None) -> Source:
+        asked.append((repository, split))
+        return Source(name=repository, kind="hub", image_base=Path(), files=(), read=lambda: iter(()))
+
+    monkeypatch.setattr("vlmdata.sources.open_hub_set", open_hub_set)
+    open_evaluation_sets(["owner/name@test", "owner/name"], (), InputConfig(source_split="train"))
+    assert asked == [("owner/name", "test"), ("owner/name", None)]
 
 
 def test_pictures_that_cannot_be_compared_are_told(place: Path, tmp_path: Path) -> None:
