@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,42 +25,6 @@ from vlmdata.sample import ImageRef, Problem
 from vlmdata.sources.image_bytes import ImageLoader, LoadedImage
 
 SMALL = {"min_side": 8, "max_side": 64}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of an S3 server with nothing in it but the bucket `bucket`."""
-    moto = pytest.importorskip("moto.server", reason="moto's server is not installed")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
-
-
-@pytest.fixture
-def s3(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """An fsspec file system on an empty bucket; this process and its workers find the server by the environment."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "VLMDATA_CACHE": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
-    system = s3fs.S3FileSystem()
-    if system.exists("bucket"):
-        system.rm("bucket", recursive=True)
-    system.mkdir("bucket")
-    system.invalidate_cache()
-    yield system
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def encode_image(seed: int, size: tuple[int, int] = (40, 30)) -> bytes:

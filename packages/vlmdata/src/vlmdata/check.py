@@ -44,7 +44,10 @@ def check_inputs(
     """
     sources = open_sources(config.inputs, config.input)
     sets = open_evaluation_sets(config.dedup.against, config.columns.image, config.input)
-    with tempfile.TemporaryDirectory(prefix="vlmdata-check-") as name, explain_disk_errors(Path(name)):
+    with (
+        tempfile.TemporaryDirectory(prefix="vlmdata-check-", dir=config.output.scratch) as name,
+        explain_disk_errors(Path(name)),
+    ):
         stage = Path(name)
         inputs = plan_inputs(sources, config, on_note)
         evaluation = prepare_evaluation(

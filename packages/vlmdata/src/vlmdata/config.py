@@ -193,7 +193,8 @@ class OutputConfig:
     """How the folder is written. Only `shard_size` changes what is in it."""
 
     workers: int | None = None
-    """Processes that read and prepare images; 0 works in the calling process [default: one for each core]."""
+    """Processes that read and prepare images; 0 works in the calling process [default: one for each core]. On a Ray
+    cluster, partitions under way [default: two for each processor]."""
     max_reject_rate: float = 0.5
     """Share of rejected rows above which the build fails; what was asked for does not count: rows left out by --where,
     duplicates, rows dropped by --against."""
@@ -202,13 +203,23 @@ class OutputConfig:
     overwrite: bool = False
     """Replace a folder that was built with other options."""
     scratch: Path | None = None
-    """Local folder for the unfinished work of a build whose --out is a URL [default: builds, in the cache folder]."""
+    """Folder for the unfinished work of a build whose --out is a URL [default: builds, in the cache folder]."""
+    engine: Literal["local", "ray"] = "local"
+    """What does the work: processes of this machine, or tasks of a Ray cluster whose nodes share a file system with
+    --out, or where --out is a URL."""
+    ray_address: str | None = None
+    """Address of the Ray cluster, with --engine ray [default: RAY_ADDRESS, else a cluster that runs here, else this
+    machine]."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         problems = []
         if self.workers is not None and not 0 <= self.workers <= 1024:
             problems.append(f"workers must be between 0 and 1024, not {self.workers!r}")
+        if self.workers == 0 and self.engine == "ray":
+            problems.append("workers must be at least 1 with --engine ray, where it limits the partitions under way")
+        if self.ray_address is not None and self.engine != "ray":
+            problems.append("ray_address is for --engine ray")
         if not 0 <= self.max_reject_rate <= 1:
             problems.append(f"max_reject_rate must be between 0 and 1, not {self.max_reject_rate!r}")
         try:

@@ -41,6 +41,7 @@ from vlmdata.manifest import (
     write_manifest,
 )
 from vlmdata.sources.stamps import FileStamp, stamp_file
+from vlmdata.stage import STAGE_NAME
 
 __all__ = [
     "check_output",
@@ -54,14 +55,13 @@ __all__ = [
     "write_stamps",
 ]
 
-_STAGE = ".stage"
 _STAMPS = "inputs.arrow"
 _STARTED = "started.json"
 
 
 def staging_folder(out: Path) -> Path:
     """Return where a build keeps its unfinished work."""
-    return out / _STAGE
+    return out / STAGE_NAME
 
 
 def work_folder(out: Path, scratch: Path | None = None) -> Path:
@@ -190,6 +190,10 @@ def commit(out: Path, ready: Path, manifest: Manifest) -> None:
             os.replace(path, out / path.name)
         ready.rmdir()
     write_manifest(out, manifest)
+    if is_remote(out):
+        staged = (f"{STAGE_NAME}/{name}" for name in (_STAMPS, _STARTED))
+        old = {name for name in remote_files(out) if name.startswith(f"{STAGE_NAME}/")}
+        remove_files(out, sorted(old.difference(staged)))
 
 
 def _upload(out: Path, ready: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -27,6 +27,7 @@ from vlmdata.dedup import (
 )
 from vlmdata.errors import ConfigError, DataError
 from vlmdata.formats import Reading, plan_reading
+from vlmdata.locations import is_remote
 from vlmdata.manifest import Counts
 from vlmdata.merging import Merges, find_merges
 from vlmdata.publish import write_rejections
@@ -34,12 +35,15 @@ from vlmdata.sample import Problem
 from vlmdata.sources import Source
 from vlmdata.splits import assign_splits
 from vlmdata.stage import (
+    STAGE_NAME,
     PartitionSummary,
     StagedSet,
+    Task,
     WorkSettings,
     count_workers,
     cut_partitions,
     gather_signatures,
+    run_on_cluster,
     run_partitions,
 )
 
@@ -180,7 +184,8 @@ def prepare_inputs(
 
     Raises:
         DataError: an input that turns out to be broken.
-        ResourceError: worker processes do not start or die without end.
+        MissingDependencyError: the engine is not installed.
+        ResourceError: worker processes do not start or die without end, or the cluster cannot work.
     """
     settings = WorkSettings(
         folder=stage,
@@ -190,10 +195,28 @@ def prepare_inputs(
         keep_rows=keep_rows,
     )
     partitions = []
-    for summary in run_partitions(cut_partitions(inputs), settings, count_workers(config.output.workers)):
+    for summary in _run(cut_partitions(inputs), settings, config):
         on_partition(summary)
         partitions.append(summary)
     return Prepared(inputs, sorted(partitions, key=lambda each: each.number))
+
+
+def _run(tasks: Iterator[Task], settings: WorkSettings, config: BuildConfig) -> Iterator[PartitionSummary]:
+    options = config.output
+    if options.engine == "local":
+        return run_partitions(tasks, settings, count_workers(options.workers))
+    shared: Path | None = None
+    if is_remote(config.out) and options.scratch is None:
+        # nodes that share no file system meet at the output
+        shared = config.out / STAGE_NAME / settings.folder.name
+    return run_on_cluster(
+        tasks,
+        settings,
+        address=options.ray_address,
+        at_once=options.workers,
+        versions=list_versions(),
+        shared=shared,
+    )
 
 
 def settle_rows(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from vlmdata.stage.cluster import run_on_cluster
 from vlmdata.stage.gather import StagedSet, gather_signatures
 from vlmdata.stage.partitions import cut_partitions
 from vlmdata.stage.pool import count_workers, run_partitions
-from vlmdata.stage.staged import PartitionSummary, StagedFiles, WorkSettings, read_marker
+from vlmdata.stage.staged import STAGE_NAME, PartitionSummary, StagedFiles, Task, WorkSettings, read_marker
 
 __all__ = [
+    "STAGE_NAME",
     "PartitionSummary",
     "StagedFiles",
     "StagedSet",
+    "Task",
     "WorkSettings",
     "count_workers",
     "cut_partitions",
     "gather_signatures",
     "read_marker",
+    "run_on_cluster",
     "run_partitions",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vlmdata.formats import Reading, expand_answers
+from vlmdata.locations import is_remote
 from vlmdata.sources import IndexedRow, Source
 from vlmdata.stage.staged import Task
 
@@ -24,10 +25,9 @@ def cut_partitions(inputs: Iterable[tuple[Source, Reading]]) -> Iterator[Task]:
     """
     number = 0
     for source, reading in inputs:
+        base = source.image_base if is_remote(source.image_base) else source.image_base.absolute()
         for rows in _cut(expand_answers(source.read(), reading)):
-            yield Task(
-                number=number, source=source.name, image_base=source.image_base, reading=reading, rows=tuple(rows)
-            )
+            yield Task(number=number, source=source.name, image_base=base, reading=reading, rows=tuple(rows))
             number += 1
 
 

@@ -21,7 +21,7 @@ from vlmdata.errors import ResourceError
 from vlmdata.stage.staged import PartitionSummary, StagedFiles, Task, WorkSettings
 from vlmdata.stage.work import process_partition
 
-__all__ = ["count_workers", "run_partitions"]
+__all__ = ["count_workers", "run_alone", "run_partitions"]
 
 Work: TypeAlias = Callable[[Task, WorkSettings], PartitionSummary]
 
@@ -77,7 +77,7 @@ def run_partitions(
                 running.clear()
                 yield from finished
                 for task in suspects:
-                    yield _run_alone(task, settings, work)
+                    yield run_alone(task, settings, work)
                 pool = _start_pool(workers)
     finally:
         _end_pool(pool)
@@ -125,9 +125,14 @@ def _end_pool(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run_alone(task: Task, settings: WorkSettings, work: Work) -> PartitionSummary:
-    """Do one partition in a process of its own; each time the process dies, leave out the row it was working on."""
-    files = StagedFiles(settings.folder, task.number)
+def run_alone(task: Task, settings: WorkSettings, work: Work) -> PartitionSummary:
+    """Do one partition in a process of its own; each time the process dies, leave out the row it was working on.
+
+    Raises:
+        ResourceError: the process dies without end.
+        OSError: the staging folder cannot be written.
+    """
+    files = settings.work_files(task.number)
     while True:
         files.position.unlink(missing_ok=True)
         pool = _start_pool(1)

@@ -25,7 +25,19 @@ from vlmdata.manifest import write_json_atomically
 from vlmdata.sample import Problem, RawRow, Rejection
 from vlmdata.sources.stamps import FileStamp, stamp_file
 
-__all__ = ["SIGNATURE_SCHEMA", "Marker", "PartitionSummary", "StagedFiles", "Task", "WorkSettings", "read_marker"]
+__all__ = [
+    "SIGNATURE_SCHEMA",
+    "STAGE_NAME",
+    "Marker",
+    "PartitionSummary",
+    "StagedFiles",
+    "Task",
+    "WorkSettings",
+    "read_marker",
+]
+
+# The folder in an output for what is not finished, and for what the next build wants to know.
+STAGE_NAME = ".stage"
 
 _IMAGE_FIELDS: list[tuple[str, pa.DataType]] = [
     ("pixel_hash", pa.binary(16)),
@@ -57,6 +69,7 @@ class WorkSettings:
         input: where images may lie.
         images: what is made of them.
         keep_rows: whether the rows themselves are staged; a check does without.
+        node_folder: where the folder is remote, a local one for files until they are whole.
     """
 
     folder: Path
@@ -64,6 +77,11 @@ class WorkSettings:
     input: InputConfig
     images: ImageConfig
     keep_rows: bool = True
+    node_folder: Path | None = None
+
+    def work_files(self, number: int) -> StagedFiles:
+        """Return where a partition's files are while it is worked on."""
+        return StagedFiles(self.node_folder or self.folder, number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

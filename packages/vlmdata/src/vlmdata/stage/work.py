@@ -14,6 +14,7 @@ import xxhash
 from vlmdata.dedup.signatures import hash_texts
 from vlmdata.formats import Placement, Reading, convert_row, encode_meta, fit_to_images, read_group
 from vlmdata.images import ImageProblem, PreparedImage, prepare_pages
+from vlmdata.locations import copy_file
 from vlmdata.sample import Problem, RawRow, Rejection, Sample, StoredImage
 from vlmdata.schema import ARROW_SCHEMA, ImageInfoRow, Row
 from vlmdata.shard_writer import rows_to_batch
@@ -52,9 +53,13 @@ def process_partition(task: Task, settings: WorkSettings) -> PartitionSummary:
     if marker is not None and marker.key == key and all(stamp_file(s.path) == s for s in marker.stamps):
         return marker.summary(task.number, was_done=True)
     files.marker.unlink(missing_ok=True)
-    marker = _Partition(task, settings, files).run(key, digest)
+    work = settings.work_files(task.number)
+    marker = _Partition(task, settings, work).run(key, digest)
+    if work.folder != files.folder:
+        for name in ("rows", "signatures", "thumbnails"):
+            copy_file(getattr(work, name), getattr(files, name))
     marker.write(files)
-    files.position.unlink(missing_ok=True)
+    work.position.unlink(missing_ok=True)
     return marker.summary(task.number, was_done=False)
 
 
