@@ -25,9 +25,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from speed_fidelity import measure_fidelity
@@ -88,7 +87,9 @@ def compare(kind: str, work: Path, scratch: Path, options: argparse.Namespace) -
             cpu[name].append(cpu_seconds)
     shutil.rmtree(scratch / "out", ignore_errors=True)
     for name, seconds in wall.items():
-        ratio = f"{statistics.median(seconds) / statistics.median(wall['decode']):.2f} x decode" if "decode" in wall else ""
+        ratio = (
+            f"{statistics.median(seconds) / statistics.median(wall['decode']):.2f} x decode" if "decode" in wall else ""
+        )
         spread = f"{min(seconds):.1f} to {max(seconds):.1f}"
         print(
             f"{kind:8s}{count:7,d}  {name:12s}{statistics.median(seconds):9.1f}{spread:>16s}"

@@ -25,7 +25,7 @@ _LEAST_BEFORE, _MOST_LOST_AFTER = 0.99, 0.005
 
 def measure_fidelity(folders: Mapping[str, Path]) -> list[str]:
     """Print the structural similarity before and after encoding, worst and mean; return the limits that are missed."""
-    print(f"\n{'set':8s}{'images':>8s}{'SSIM before':>13s}{'(worst)':>9s}{'after':>8s}{'exact after':>13s}{'most lost':>11s}")
+    print("\nset       images  SSIM before  (worst)   after  exact after  most lost")
     missed = []
     for kind, folder in folders.items():
         paths = sorted((folder / "images").iterdir())

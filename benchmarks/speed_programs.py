@@ -1,8 +1,8 @@
 """The programs that build_speed compares with `vlmdata build`, each a command over a folder of `speed_sets`.
 
-    python benchmarks/speed_programs.py decode SET
-    python benchmarks/speed_programs.py recipe SET OUT
-    python benchmarks/speed_programs.py list-urls SET FILE
+python benchmarks/speed_programs.py decode SET
+python benchmarks/speed_programs.py recipe SET OUT
+python benchmarks/speed_programs.py list-urls SET FILE
 """
 
 from __future__ import annotations

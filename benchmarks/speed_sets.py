@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
 from rendered_pages import draw_text
 
 __all__ = ["KINDS", "make_set"]
@@ -125,7 +126,9 @@ def _draw_chart(rng: np.random.Generator, short: int, long: int) -> Image.Image:
         else:
             curve = [(left + step * (point + 0.5), height) for point, height in enumerate(heights.tolist())]
             draw.line(curve, fill=color, width=max(2, round(unit / 3)), joint="curve")
-        draw.rectangle((right - 16 * unit, top + 2.5 * i * unit, right - 14 * unit, top + (2.5 * i + 1.6) * unit), color)
+        draw.rectangle(
+            (right - 16 * unit, top + 2.5 * i * unit, right - 14 * unit, top + (2.5 * i + 1.6) * unit), color
+        )
         draw_text(draw, right - 13 * unit, top + 2.5 * i * unit, str(rng.choice(_WORDS)), 1.6 * unit)
     for point in range(points):
         draw_text(draw, left + step * (point + 0.2), bottom + unit, str(rng.choice(_WORDS))[:6], 1.3 * unit)

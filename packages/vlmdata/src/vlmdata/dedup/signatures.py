@@ -85,7 +85,7 @@ class Signatures:
 
 def normalize_text(text: str) -> str:
     r"""Text as it is compared: NFC, and every run of white space one space; `\Delta` and `\delta` stay different."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
 
 
 def hash_texts(texts: Iterable[str]) -> bytes:

@@ -64,6 +64,8 @@ def decoder_session(said: list[str], *, max_pixels: int, salvage_truncated: bool
 
 def one_line(*texts: str, limit: int = 400) -> str:
     """The texts joined, each once, and cut to one line without control characters."""
+    if not any(texts):
+        return ""
     joined = "; ".join(text for text in dict.fromkeys(" ".join(t.split()) for t in texts) if text)
     printable = "".join(c if c.isprintable() else "?" for c in joined)
     return printable if len(printable) <= limit else printable[: limit - 1] + "…"

@@ -16,6 +16,8 @@ import numpy.typing as npt
 import xxhash
 from PIL import Image
 
+from vlmdata.images.pixels import iterate_pixels, read_levels
+
 __all__ = ["PHASH_BYTES", "THUMBNAIL_BYTES", "Fingerprint", "fingerprint", "hash_pixels", "perceptual_hash"]
 
 PHASH_BYTES = 32
@@ -43,10 +45,10 @@ class Fingerprint:
 
 
 def hash_pixels(image: Image.Image) -> str:
-    """XXH3-128 of the size and the RGB pixels of an image; a grey picture hashes alike in mode L and RGB."""
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    digest = xxhash.xxh3_128(f"{rgb.width}x{rgb.height}:".encode())
-    digest.update(rgb.tobytes())
+    """XXH3-128 of the size and the RGB0 pixels of an image; a grey picture hashes alike in mode L and RGB."""
+    digest = xxhash.xxh3_128(f"{image.width}x{image.height}:".encode())
+    for piece in iterate_pixels(image):
+        digest.update(piece)
     return digest.hexdigest()
 
 
@@ -60,8 +62,9 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     color = _NEUTRAL_COLOR
     if image.mode == "RGB":
         cells = reduced.resize((COLOR_SIDE, COLOR_SIDE), Image.Resampling.BOX, box=box).convert("YCbCr")
-        color = cells.getchannel("Cb").tobytes() + cells.getchannel("Cr").tobytes()
-    phash, is_flat = perceptual_hash(np.asarray(grey))
+        levels = cells.tobytes()
+        color = levels[1::3] + levels[2::3]
+    phash, is_flat = perceptual_hash(read_levels(grey))
     return Fingerprint(phash, grey.tobytes() + color, is_flat)
 
 
@@ -69,7 +72,7 @@ def perceptual_hash(levels: npt.NDArray[np.uint8]) -> tuple[bytes, bool]:
     """The 256-bit hash of a (64, 64) grey copy, and whether the copy is too flat for the hash to mean much."""
     basis = _cosines()
     coefficients = basis @ levels.astype(np.float64) @ basis.T
-    is_flat = bool(np.sqrt(np.mean(coefficients**2)) < _FLAT_COEFFICIENT)
+    is_flat = bool(np.vdot(coefficients, coefficients) < _FLAT_COEFFICIENT**2 * coefficients.size)
     return np.packbits(coefficients > 0).tobytes(), is_flat
 
 

@@ -123,6 +123,8 @@ def _attempt(
 
 def _make_picture(data: bytes, config: ImageConfig, page: int | None, *, salvage: bool) -> PreparedImage:
     decoded = decode(data, config, page)
+    # Nothing more is needed of what the file says beside its pixels, and every step would copy it.
+    decoded.picture.info = {}
     picture = _place(decoded.picture, decoded.layout)
     stored, stored_format, action = _to_file(data, decoded, picture, config, salvage=salvage)
     # The whole picture identifies an image, not what margins or cut edges leave of it.

@@ -57,6 +57,7 @@ class ImageLoader:
         self._download = config.download
         self._max_bytes = max_image_bytes
         self.stamps: dict[str, FileStamp] = {}
+        self._real_folders: dict[str, str] = {}
         self._downloader = Downloader(
             timeout_s=config.url_timeout_s,
             retries=config.url_retries,
@@ -111,9 +112,9 @@ class ImageLoader:
     def _read_path(self, location: str) -> LoadedImage | Problem:
         if "\0" in location:
             return Problem("image_missing", f"not a path: {location[:100]!r}")
-        path = os.path.join(self._root, location)
-        real = os.path.realpath(path)
-        inside = real.startswith(self._root.rstrip(os.sep) + os.sep)
+        real = self._resolve(location)
+        inside_of = self._root.rstrip(os.sep) + os.sep
+        inside = real.startswith(inside_of)
         if not inside and not self._allow_outside:
             return Problem(
                 "image_outside_root", f"{location[:200]!r} leads out of the image root (--allow-outside-root)"
@@ -125,13 +126,24 @@ class ImageLoader:
                 return Problem("image_unreadable", f"{location[:200]!r} is not a regular file")
             if status.st_size > self._max_bytes:
                 return Problem("image_too_large_bytes", f"{status.st_size} bytes, more than {self._max_bytes}")
-            data = Path(real).read_bytes()
+            with open(real, "rb", buffering=0) as file:
+                data = file.read()
         except (FileNotFoundError, NotADirectoryError):
             self.stamps[real] = FileStamp(real, -1, 0)
             return Problem("image_missing", f"no file {location[:200]!r} under the image root")
         except OSError as error:
             return Problem("image_unreadable", f"{location[:200]!r}: {error.strerror}")
-        return LoadedImage(data, os.path.relpath(real, self._root) if inside else os.path.basename(real))
+        return LoadedImage(data, real[len(inside_of) :] if inside else os.path.basename(real))
+
+    def _resolve(self, location: str) -> str:
+        """The real path of a file; that of its folder, which many files share, is looked up once."""
+        folder, name = os.path.split(os.path.join(self._root, location))
+        if name in ("", ".", ".."):
+            return os.path.realpath(os.path.join(folder, name))
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(folder)
+        path = os.path.join(self._real_folders[folder], name)
+        return os.path.realpath(path) if os.path.islink(path) else path
 
     def _decode_data_uri(self, location: str) -> LoadedImage | Problem:
         header, comma, payload = location.partition(",")

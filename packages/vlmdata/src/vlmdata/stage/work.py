@@ -65,14 +65,17 @@ def process_partition(task: Task, settings: WorkSettings) -> PartitionSummary:
 
 def _digest_rows(task: Task) -> str:
     """Hash the raw rows by their values: neither object identities nor the order of a pickle's memo count."""
-
-    def encode(value: Any) -> Any:
-        return f"bytes {xxhash.xxh3_128_hexdigest(value)}" if isinstance(value, bytes) else repr(value)
-
     digest = xxhash.xxh3_128(task.source.encode("utf-8", "surrogateescape"))
     for index, row in task.rows:
-        digest.update(json.dumps([index, row], default=encode, ensure_ascii=True).encode())
+        digest.update(_ROW_ENCODER.encode([index, row]).encode())
     return digest.hexdigest()
+
+
+def _encode_other(value: Any) -> str:
+    return f"bytes {xxhash.xxh3_128_hexdigest(value)}" if isinstance(value, bytes) else repr(value)
+
+
+_ROW_ENCODER = json.JSONEncoder(default=_encode_other)
 
 
 class _Partition:
