@@ -48,7 +48,7 @@ def hash_pixels(image: Image.Image) -> str:
     """XXH3-128 of the size and the RGB0 pixels of an image; a grey picture hashes alike in mode L and RGB."""
     digest = xxhash.xxh3_128(f"{image.width}x{image.height}:".encode())
     for piece in iterate_pixels(image):
-        digest.update(piece)
+        digest.update(piece.data)
     return digest.hexdigest()
 
 
