@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from vlmdata.build import explain_disk_errors
 from vlmdata.locations import is_remote, locator
 from vlmdata.pages.frame import page_pieces
 from vlmdata.pages.html import Html, tag
@@ -34,11 +35,12 @@ def write_preview(folder: str | Path, target: Path, *, split: str, rows: int, se
 
     Raises:
         DataError: no such folder or split.
+        ResourceError: the page cannot be written.
     """
     chosen = open_folder(folder).split(split)
     indices = list(range(min(rows, len(chosen)))) if seed is None else sample_rows(chosen, rows, seed)
     title = f"{name_page(folder).stem}, {split}: {len(indices)} of {len(chosen):,} rows"
-    with target.open("w", encoding="utf-8", errors="replace") as file:
+    with explain_disk_errors(target), target.open("w", encoding="utf-8", errors="replace") as file:
         file.writelines(page_pieces(title, _render(title, chosen, indices)))
     return len(indices)
 
