@@ -214,7 +214,7 @@ def test_pages_are_refused_or_the_first_is_read() -> None:
     data = encoded(picture(), "TIFF", save_all=True, append_images=[picture(), picture()])
     outcome = prepare_image(data, AS_IT_IS)
     assert isinstance(outcome, ImageProblem)
-    assert (outcome.reason, outcome.detail) == ("multi_page", "TIFF of 3 pages")
+    assert (outcome.reason, outcome.detail) == ("multi_page", "TIFF of 3 pages (see --pages)")
     assert difference(prepared(data, ImageConfig(small="keep", pages="first")), picture()) == 0
 
 

@@ -161,7 +161,7 @@ class ImageConfig:
         family = get_family(self.for_)
         step = family.grid.side_step_px
         if self.size is not None:
-            return f"--for {self.for_}: its processor fits {self.size} px (every picture: {family.resizing})"
+            return f"--for {self.for_}: {self.size} px fits its processor (every picture: {family.resizing})"
         if step is None:
             return (
                 f"--for {self.for_}: its processor leaves no size alone (every picture: {family.resizing}); "

@@ -286,7 +286,9 @@ def check_rejects(counts: Counts, max_reject_rate: float, report: Path | None) -
     if not counts.read:
         raise DataError("there are no rows in the inputs")
     reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(counts.rejected).most_common(5))
-    where = f"; see {report}" if report is not None else ""
+    where = f"; see {report}" if report is not None else "; --rejected FILE lists them"
+    if counts.rejected.get("image_missing", 0) > defects / 2:
+        where = f"; --image-root names the folder that image paths start from{where}"
     if not counts.kept:
         raise DataError(f"none of {counts.read} rows is left to keep ({reasons}){where}")
     raise DataError(

@@ -25,7 +25,7 @@ def check_pages(image: Image.Image, config: ImageConfig) -> None:
         return
     pages = list_pages(image)
     if len(pages) > 1:
-        raise ImageError("multi_page", f"{image.format} of {len(pages)} pages")
+        raise ImageError("multi_page", f"{image.format} of {len(pages)} pages (see --pages)")
 
 
 def list_pages(image: Image.Image, limit: int | None = None) -> list[int]:
