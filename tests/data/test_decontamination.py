@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from vlmdata import BuildConfig, ConfigError, DataError, build_folder, read_manifest
@@ -22,6 +24,7 @@ from vlmdata.decontamination import open_evaluation_sets
 from vlmdata.decontamination.pictures import find_pictures
 from vlmdata.dedup import EvaluationImages, find_contamination
 from vlmdata.dedup.signatures import Signatures
+from vlmdata.formats.conversation import as_image_refs
 from vlmdata.hashing import hash_images
 from vlmdata.sources import Source
 from vlmdata.stage import PartitionSummary
@@ -337,6 +340,21 @@ def test_hash_lists_hold_no_pictures_and_know_their_options(place: Path, tmp_pat
 )
 def test_pictures_of_rows_of_any_format(row: dict[str, Any], pictures: list[Any]) -> None:
     assert find_pictures(row) == pictures
+
+
+keys = st.text(max_size=6) | st.sampled_from(["image", "images", "path", "url", "bytes", "type", "base64", "img_1"])
+values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.binary(max_size=4) | st.text(max_size=9) | st.just("<img>a.png</img>"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=9,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(keys, values, max_size=4))
+def test_pictures_of_rows_of_any_shape(row: dict[str, Any]) -> None:
+    for found in find_pictures(row):
+        assert isinstance(as_image_refs(found, "image"), list)
 
 
 def signatures_of(images: list[dict[str, Any]], rows: list[list[int]]) -> Signatures:

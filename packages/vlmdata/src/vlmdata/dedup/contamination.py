@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from vlmdata.dedup.links import first_equal
 from vlmdata.dedup.search import neighbours_within
 from vlmdata.dedup.signatures import Signatures
 from vlmdata.dedup.verification import verify_pairs
@@ -121,9 +122,7 @@ def find_contamination(signatures: Signatures, parts: Sequence[EvaluationImages]
 
 
 def _match_pixels(signatures: Signatures, part: EvaluationImages, number: int) -> npt.NDArray[np.void]:
-    known = np.concatenate([part.pixel_hash, signatures.pixel_hash])
-    _, first, inverse = np.unique(_as_words(known), axis=0, return_index=True, return_inverse=True)
-    image = first[inverse.reshape(-1)[len(part) :]]
+    image = first_equal(np.concatenate([part.pixel_hash, signatures.pixel_hash]))[len(part) :]
     found = np.flatnonzero(image < len(part))
     return _matches(found, image[found], np.zeros(len(found), np.uint16), number, is_near=False)
 
@@ -160,7 +159,3 @@ def _matches(
 def _first_of_each(matches: npt.NDArray[np.void], key: str, rank: Sequence[str]) -> npt.NDArray[np.void]:
     ordered = matches[np.lexsort([matches[name] for name in (*reversed(rank), key)])]
     return ordered[np.unique(ordered[key], return_index=True)[1]]
-
-
-def _as_words(hashes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    return np.ascontiguousarray(hashes).view(np.uint64).reshape(len(hashes), -1)

@@ -11,7 +11,7 @@ from vlmdata.dedup.search import neighbours_within
 from vlmdata.dedup.signatures import Signatures
 from vlmdata.dedup.verification import verify_pairs
 
-__all__ = ["ImageLinks", "link_images"]
+__all__ = ["ImageLinks", "first_equal", "link_images"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def link_images(signatures: Signatures, near_distance: int | None) -> ImageLinks
         signatures: The set.
         near_distance: Most bits in which the perceptual hashes of near-duplicates differ; None for equal pixels only.
     """
-    picture = _first_equal(signatures.pixel_hash)
+    picture = first_equal(signatures.pixel_hash)
     if near_distance is None:
         return ImageLinks(picture, np.empty((0, 2), np.int64), np.empty(0, np.uint16))
     distinct = np.flatnonzero((picture == np.arange(len(picture))) & ~signatures.is_flat)
@@ -53,7 +53,7 @@ def link_images(signatures: Signatures, near_distance: int | None) -> ImageLinks
     return ImageLinks(picture, pairs[same], found.distance[same])
 
 
-def _first_equal(hashes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+def first_equal(hashes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """For each row of (M, 16) bytes the index of the first equal row."""
     high, low = np.ascontiguousarray(hashes).view(np.uint64).reshape(-1, 2).T
     order = np.lexsort((low, high))  # stable: the first of equals stays first
