@@ -26,6 +26,7 @@ from vlmdata.dedup import EvaluationImages, find_contamination
 from vlmdata.dedup.signatures import Signatures
 from vlmdata.formats.conversation import as_image_refs
 from vlmdata.hashing import hash_images
+from vlmdata.pipeline import list_versions
 from vlmdata.sources import Source
 from vlmdata.stage import PartitionSummary
 
@@ -264,7 +265,7 @@ def test_pictures_that_cannot_be_compared_are_told(place: Path, tmp_path: Path) 
     (place / "train" / "some.json").write_text(json.dumps(rows))
     report = build(place, tmp_path / "out", place / "train" / "some.json")
     (line,) = [line for line in report.notes if line.startswith("against")]
-    assert "; 1 images; 1 cannot be read (image_missing 1), such as some.json:1 (images/absent.jpg): no file" in line
+    assert "; 1 image; 1 cannot be read (image_missing 1), such as some.json:1 (images/absent.jpg): no file" in line
     (tmp_path / "none.json").write_text(json.dumps([{"image": "absent.jpg"}]))
     with pytest.raises(DataError, match=r"none\.json: 1 cannot be read \(image_missing 1\)"):
         build(place, tmp_path / "none", tmp_path / "none.json")
@@ -296,14 +297,20 @@ def test_a_check_finds_what_a_build_finds(place: Path, tmp_path: Path) -> None:
     assert dropped(tmp_path).keys() == CONTAMINATED.keys()
 
 
-def test_hash_lists_hold_no_pictures_and_know_their_options(place: Path, tmp_path: Path) -> None:
+def test_hash_lists_hold_no_pictures_and_know_how_they_were_made(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = pq.read_table(write_hashes(place, tmp_path / "list.parquet"))
     assert table.column_names == ["name", "pixel_hash", "phash", "is_flat"]
     assert table.column("name").to_pylist() == [f"pictures/{name}" for name in NAMES]
     other = write_hashes(place, tmp_path / "other.parquet", max_side=200)
     report = build(place, tmp_path / "out", other)
-    assert any("other image options (max_side 200, here 1000)" in line for line in report.notes)
+    assert any("other options or versions (max_side 200, here 1000)" in line for line in report.notes)
     assert dropped(tmp_path / "out").keys() == CONTAMINATED.keys()
+    monkeypatch.setattr("vlmdata.hashing.list_versions", lambda: {**list_versions(), "pillow": "1.0"})
+    older = write_hashes(place, tmp_path / "older.parquet")
+    report = build(place, tmp_path / "out older", older)
+    assert any(f"(pillow 1.0, here {list_versions()['pillow']})" in line for line in report.notes)
     with pytest.raises(ConfigError, match="is a list of hashes already"):
         hash_images(
             BuildConfig.from_values({"inputs": [str(other)], "out": tmp_path / "again.parquet"}),

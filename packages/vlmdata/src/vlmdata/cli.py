@@ -102,7 +102,7 @@ def hash_(inputs: tuple[str, ...], config_file: Path | None, out: Path, thumbnai
             config, thumbnails=thumbnails, on_partition=lambda done: advance(done.read), on_note=click.echo
         )
     signals = "pixel and perceptual hashes" + (", thumbnails" if thumbnails else "")
-    click.echo(f"{out}: {count} images; {signals}; {out.stat().st_size / 1e6:.1f} MB")
+    click.echo(f"{out}: {count} image{'s' * (count != 1)}; {signals}; {out.stat().st_size / 1e6:.1f} MB")
 
 
 @cli.command()

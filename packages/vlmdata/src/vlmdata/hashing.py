@@ -16,6 +16,7 @@ from vlmdata.decontamination import (
     write_hash_list,
 )
 from vlmdata.errors import ConfigError
+from vlmdata.pipeline import list_versions
 from vlmdata.stage import PartitionSummary
 
 __all__ = ["hash_images"]
@@ -56,4 +57,5 @@ def hash_images(
             on_partition=on_partition,
             on_note=on_note,
         )
-        return write_hash_list(config.out, evaluation.parts, pixel_options(config.images), thumbnails=thumbnails)
+        options = pixel_options(config.images)
+        return write_hash_list(config.out, evaluation.parts, options, list_versions(), thumbnails=thumbnails)

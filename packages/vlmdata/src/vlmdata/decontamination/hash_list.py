@@ -1,7 +1,8 @@
 """Hash lists: what is needed to recognise the pictures of a set, in a Parquet file that holds none of them.
 
 Columns: `name`, `pixel_hash` (16 bytes), `phash` (32 bytes), `is_flat`, and with `--thumbnails` `thumbnail` (a copy of
-64x64 px in grey and 8x8 in colour). The file's metadata tells which image options the pixels were hashed under.
+64x64 px in grey and 8x8 in colour). The file's metadata tells under which image options and versions the pixels were
+hashed.
 """
 
 from __future__ import annotations
@@ -41,7 +42,12 @@ def is_hash_list(path: Path) -> bool:
 
 
 def write_hash_list(
-    path: Path, parts: Sequence[EvaluationImages], options: Mapping[str, Any], *, thumbnails: bool
+    path: Path,
+    parts: Sequence[EvaluationImages],
+    options: Mapping[str, Any],
+    versions: Mapping[str, str],
+    *,
+    thumbnails: bool,
 ) -> int:
     """Write a hash list and return how many pictures are in it; the file appears when it is whole.
 
@@ -49,9 +55,11 @@ def write_hash_list(
         path: of the file.
         parts: pictures.
         options: of `ImageConfig`, that decide what a picture's pixels are.
+        versions: of what decodes and hashes.
         thumbnails: whether to write the small copies too, which all parts then must have.
     """
-    about = {_METADATA_KEY: json.dumps({"version": _VERSION, "image_options": dict(options)}).encode()}
+    made = {"version": _VERSION, "image_options": dict(options), "versions": dict(versions)}
+    about = {_METADATA_KEY: json.dumps(made).encode()}
     tables = [_to_table(part, thumbnails=thumbnails).replace_schema_metadata(cast(Any, about)) for part in parts]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -74,8 +82,8 @@ def _to_table(images: EvaluationImages, *, thumbnails: bool) -> pa.Table:
     return pa.table(columns)
 
 
-def read_hash_list(path: Path) -> tuple[EvaluationImages, dict[str, Any]]:
-    """Return the pictures of a hash list, and the image options that their pixels were hashed under.
+def read_hash_list(path: Path) -> tuple[EvaluationImages, dict[str, Any], dict[str, str]]:
+    """Return the pictures of a hash list, and the image options and versions that their pixels were hashed under.
 
     Raises:
         DataError: the file is broken, or of another version.
@@ -95,7 +103,7 @@ def read_hash_list(path: Path) -> tuple[EvaluationImages, dict[str, Any]]:
         )
     except (OSError, pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path}: not a readable hash list: {error}") from error
-    return images, dict(about["image_options"])
+    return images, dict(about["image_options"]), dict(about["versions"])
 
 
 def _fixed(rows: npt.NDArray[np.uint8]) -> Any:

@@ -22,7 +22,8 @@ from vlmdata.dedup import UNVERIFIED_DISTANCE, EvaluationImages
 from vlmdata.errors import DataError
 from vlmdata.formats import plan_reading
 from vlmdata.options import flatten
-from vlmdata.pipeline import prepare_inputs
+from vlmdata.pages.html import count_of
+from vlmdata.pipeline import list_versions, prepare_inputs
 from vlmdata.shards import Split
 from vlmdata.sources.stamps import FileStamp
 from vlmdata.stage import PartitionSummary, StagedFiles, gather_signatures, read_marker
@@ -34,6 +35,8 @@ __all__ = ["Evaluation", "differing_options", "pixel_options", "prepare_evaluati
 _NOT_OF_PIXELS = frozenset(
     "pages max_pages salvage_truncated max_pixels max_image_bytes max_aspect_ratio smallest_side jpeg_quality".split()
 )
+# What decodes, resizes and hashes.
+_PIXEL_MAKERS = ("vlmdata", "pillow")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,12 +97,12 @@ def prepare_evaluation(
     for number, each in enumerate(sets):
         remarks: list[str] = []
         if each.hash_list is not None:
-            images, options = read_hash_list(each.hash_list)
-            remarks += _compare_options(options, config.images)
+            images, options, versions = read_hash_list(each.hash_list)
+            remarks += _compare_pixels(options, versions, config.images)
         elif each.folder is not None and each.folder.manifest.config.get("size") is not None:
             # margins and cut edges are part of what is stored, and no part of the hashes
             images = _read_image_info(each)
-            remarks += _compare_options(each.folder.manifest.config, config.images)
+            remarks += _compare_pixels(each.folder.manifest.config, each.folder.manifest.versions, config.images)
         else:
             images = _stage_pictures(each, lenient, stage / f"against-{number}", on_partition, remarks, stamps)
         if images.thumbnail is None:
@@ -108,7 +111,7 @@ def prepare_evaluation(
             )
         if not len(images):
             raise DataError(f"{each.path}: {'; '.join(remarks) or 'no images in it; --image names their column'}")
-        on_note("; ".join([f"{each.path}: {each.kind}; {len(images)} images", *remarks]))
+        on_note("; ".join([f"{each.path}: {each.kind}; {count_of(len(images), 'image')}", *remarks]))
         parts.append(images)
         described.append({"path": each.path, "kind": each.kind, "images": len(images), "digest": _digest(images)})
     return Evaluation(parts=tuple(parts), described=tuple(described), stamps=tuple(stamps))
@@ -155,7 +158,7 @@ def _stage_pictures(
     if each.folder is None:
         return images
     # What is stored may have been resized and encoded anew; its row knows the hashes from before that.
-    remarks += _compare_options(each.folder.manifest.config, config.images)
+    remarks += _compare_pixels(each.folder.manifest.config, each.folder.manifest.versions, config.images)
     known = _read_image_info(each)
     starts = np.cumsum([0, *map(_count_images, each.splits)])
     first_image = {source.name: start for source, start in zip(each.sources, starts, strict=False)}
@@ -208,14 +211,18 @@ def _read_image_info(each: EvaluationSet) -> EvaluationImages:
     )
 
 
-def _compare_options(theirs: Mapping[str, Any], images: ImageConfig) -> list[str]:
-    """Say where equal pixels cannot be told, because those of the set were resized in another way."""
-    other = differing_options(theirs, images)
+def _compare_pixels(theirs: Mapping[str, Any], versions: Mapping[str, str], images: ImageConfig) -> list[str]:
+    """Say where equal pixels may not be told, because those of the set were made or hashed in another way."""
+    ours = list_versions()
+    other = [
+        f"{name} {versions.get(name)}, here {ours[name]}" for name in _PIXEL_MAKERS if versions.get(name) != ours[name]
+    ]
+    other = list(filter(None, [differing_options(theirs, images), *other]))
     if not other:
         return []
     return [
-        f"its pixels were hashed under other image options ({other}): resized pictures are told by their perceptual "
-        "hash, resized flat ones (blank pages) not at all"
+        f"its pixels were hashed under other options or versions ({', '.join(other)}): pictures are told by their "
+        "perceptual hash, and flat ones (blank pages) where their pixels come out the same"
     ]
 
 
