@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from vlmdata.errors import ConfigError, DataError
+from vlmdata.errors import ConfigError, DataError, MissingDependencyError, ResourceError
 from vlmtrain import exports
 from vlmtrain.backends import transformers as backend
+from vlmtrain.base_identity import identify_base
+from vlmtrain.export_folder import fresh_folder
 from vlmtrain.exports import describe_export, export
 from vlmtrain.inference import Request, load_answering_model
 from vlmtrain.settings import ExportConfig
@@ -72,7 +76,11 @@ def test_the_report_of_an_export(merged, lora_run, tiny_qwen) -> None:
     out, report = merged
     assert json.loads((out / "export.json").read_text()) == json.loads(json.dumps(report))
     assert (report["format"], report["backend"]) == ("merged_16bit", "transformers")
-    assert report["base"] == {"name": str(tiny_qwen.resolve()), "revision": None}
+    assert report["base"] == identify_base(find_model(str(tiny_qwen)))
+    assert len(report["base"]["fingerprint"]) == 64
+    assert report["adapted_layers"] == report["merged_weights"]["by_part"]
+    assert report["adapted_layers"]["vision"] > 0
+    assert sum(report["adapted_layers"].values()) == report["merged_weights"]["layers"]
     parity, weights = report["parity"], report["merged_weights"]
     assert parity["holds"]
     assert parity["rows"] == 6
@@ -81,7 +89,8 @@ def test_the_report_of_an_export(merged, lora_run, tiny_qwen) -> None:
     assert weights["changed_layers"] == weights["layers"] > 0
     words = describe_export(out, report)
     assert "merged_16bit, checked on 6 rows" in words
-    assert f"of {weights['layers']} of {weights['layers']} adapted layers are base plus adapter" in words
+    assert f"of {weights['layers']} of {weights['layers']} adapted layers (" in words
+    assert f"{report['adapted_layers']['vision']} vision) are base plus adapter" in words
 
 
 def test_an_export_answers_as_the_run_does(full_run, out) -> None:
@@ -123,16 +132,20 @@ def test_an_export_that_lost_its_adapter_is_refused_by_its_weights(lora_run, out
     with pytest.raises(DataError, match=r"(\d+) of \1 adapted layers are not merged as trained, the first is model\."):
         export_run(lora_run, out)
     # left for inspection, and not as a whole export
-    assert (out / "model.safetensors").exists()
-    assert not (out / "export.json").exists()
+    left = out.with_name(f".{out.name}.partial")
+    assert (left / "model.safetensors").exists()
+    assert not (left / "export.json").exists()
+    assert not out.exists()
 
 
 def test_an_export_that_lost_its_adapter_is_refused_by_its_logits(lora_run, out, monkeypatch) -> None:
     monkeypatch.setattr(backend, "save_merged", save_base)
     monkeypatch.setattr(exports, "sample_merged_weights", lambda _: {})
-    with pytest.raises(DataError, match="is not the trained model: its logits differ by"):
+    with pytest.raises(
+        DataError, match=r"is not the trained model: its logits differ by .* is left in .*\.export\.partial"
+    ):
         export_run(lora_run, out)
-    assert not (out / "export.json").exists()
+    assert not out.exists()
 
 
 def test_an_export_without_its_vision_adapter_is_refused(lora_run, out, monkeypatch) -> None:
@@ -231,3 +244,106 @@ def test_rows_to_check_on_have_to_be_known(lora_run, out, made, build) -> None:
     assert report["parity"]["rows"] == 3
     with pytest.raises(DataError, match="no rows to check the export on"):
         export_run(lora_run, out / "other", data=made.folder(out.parent / "empty", {"train": []}))
+
+
+def test_an_export_carries_its_card(merged, lora_run) -> None:
+    out, report = merged
+    card = ModelCard.load(out / "README.md")
+    assert card.data.library_name == "transformers"
+    assert f"{report['parity']['relative_error']:.3%}" in card.content
+    assert report["data_fingerprint"] in card.content
+    assert str(lora_run.parent) not in card.content
+
+
+def test_an_export_made_before_is_only_uploaded(merged, lora_run, monkeypatch, capsys) -> None:
+    out, report = merged
+    uploads = []
+    monkeypatch.setattr(exports, "check_upload", lambda *_, **__: None)
+    monkeypatch.setattr(exports, "upload_export", lambda *given, **how: uploads.append((given, how)) or "http://hub/c")
+    again = export_run(lora_run, out, push="ann/colours")
+    assert uploads == [((out, "ann/colours"), {"public": False})]
+    assert again == json.loads(json.dumps(report))
+    assert "is this export already, and only uploaded\npushed: http://hub/c\n" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="is not empty"):
+        export_run(lora_run, out, push="ann/colours", format="adapter")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(lora_run, merged, tmp_path) -> None:
+    out = shutil.copytree(merged[0], tmp_path / "export")
+    before = files_in(out)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # a file that may not grow fails as on a full disk; the processor's files still fit
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, limits[1]))
+    try:
+        with pytest.raises(ResourceError, match="export: cannot be written: "):
+            export_run(lora_run, out, overwrite=True, check_rows=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files_in(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_an_interrupted_export_leaves_the_earlier_one(lora_run, merged, tmp_path, monkeypatch) -> None:
+    out = shutil.copytree(merged[0], tmp_path / "export")
+    before = files_in(out)
+    monkeypatch.setattr(backend, "save_merged", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        export_run(lora_run, out, overwrite=True, check_rows=1)
+    assert files_in(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_4_bit_export_is_rounded_again_and_says_so(full_run, lora_run, out, monkeypatch, capsys) -> None:
+    with pytest.raises(MissingDependencyError, match="--format merged_4bit needs a GPU, and none is visible"):
+        export_run(full_run, out, format="merged_4bit")
+    # bitsandbytes' 4-bit layers run on a CPU too, only slowly; the refusal is what is taken away here
+    monkeypatch.setattr("vlmtrain.precision.can_quantise", lambda: True)
+    monkeypatch.setattr("vlmtrain.export_task.can_quantise", lambda: True)
+    report = export_run(full_run, out, format="merged_4bit")
+    assert "4-bit weights are rounded a second time after merging" in capsys.readouterr().out
+    assert files_in(out) >= {"config.json", "model.safetensors", "processor_config.json", "export.json", "README.md"}
+    assert not (out / "merged").exists()
+    parity, before = report["parity"], report["merged_parity"]
+    assert parity["holds"]
+    # rounded by more than the 16-bit model that it was made of
+    assert parity["relative_error"] > 3 * before["relative_error"]
+    assert report["drift"]["trained_in"] == "32bit"
+    assert report["drift"]["exported_in"] == "4bit"
+    assert report["drift"]["metrics"]["exact_match"]["base"] == 1.0
+    tensors = load_file(out / "model.safetensors")
+    packed = {name.removesuffix(".weight") for name, tensor in tensors.items() if tensor.dtype == torch.uint8}
+    assert any("language_model" in name or "layers" in name for name in packed)
+    assert not any("visual" in name or "lm_head" in name for name in packed)
+    assert find_model(str(out)).config["quantization_config"]["llm_int8_skip_modules"] == ["model.visual", "lm_head"]
+    assert "rounded a second time" in (out / "README.md").read_text()
+    model = load_answering_model(str(out))
+    assert model.loaded.load_in == "4bit"
+    monkeypatch.undo()
+    with pytest.raises(MissingDependencyError, match="weights are stored in 4bit, which needs a GPU"):
+        load_answering_model(str(out))
+
+
+def test_a_run_trained_in_another_precision_reports_its_drift(lora_run, tmp_path) -> None:
+    run = shutil.copytree(lora_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    trained = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(trained | {"load_in": "16bit"}))
+    report = export_run(run, tmp_path / "out", format="adapter", drift_rows=4, metrics=("cer",))
+    drift = report["drift"]
+    assert (drift["trained_in"], drift["exported_in"], drift["rows"], drift["split"]) == ("16bit", "32bit", 4, "val")
+    cell = drift["metrics"]["cer"]
+    assert cell["difference"] == pytest.approx(cell["value"] - cell["base"])
+    words = describe_export(tmp_path / "out", report)
+    assert f"drift to the run in 16bit: {drift['same_answers']} of 4 answers of val are the same" in words
+    assert report["adapted_layers"]["vision"] > 0
+    assert "adapters of " in words
+
+
+def test_damaged_weights_of_an_earlier_swap_do_not_stay(tmp_path) -> None:
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "old").touch()
+    (tmp_path / ".out.old").mkdir()
+    with fresh_folder(tmp_path / "out") as folder:
+        assert list(folder.iterdir()) == []
+        (folder / "new").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert files_in(tmp_path / "out") == {"new"}

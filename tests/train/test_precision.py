@@ -95,8 +95,11 @@ def test_what_was_asked_for_is_taken(gpu) -> None:
         assert choose(requested).reason == "asked for"
 
 
-def test_bases_that_are_quantised_already() -> None:
+def test_bases_that_are_quantised_already(monkeypatch) -> None:
     stored = {"quantization_config": {"load_in_4bit": True}}
+    with pytest.raises(MissingDependencyError, match="the model's weights are stored in 4bit, which needs a GPU"):
+        choose(config=stored)
+    monkeypatch.setattr("vlmtrain.precision.can_quantise", lambda: True)
     assert choose(config=stored).load_in == "4bit"
     assert choose("4bit", config=stored).reason == "the model's weights are stored so"
     assert choose(config={"quantization_config": {"load_in_8bit": True}}).load_in == "8bit"

@@ -9,7 +9,7 @@ from typing import Any
 from vlmdata.errors import ConfigError, ResourceError
 from vlmdata.families import find_hub_hint
 
-__all__ = ["fetch_model_config"]
+__all__ = ["cached_commit", "fetch_model_config"]
 
 
 def fetch_model_config(model_id: str, revision: str | None) -> dict[str, Any]:
@@ -49,3 +49,12 @@ def fetch_model_config(model_id: str, revision: str | None) -> dict[str, Any]:
         raise ResourceError(f"{model_id}: no such folder here, and the hub cannot be reached{hint}") from error
     loaded: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     return loaded
+
+
+def cached_commit(model_id: str, revision: str | None) -> str | None:
+    """The commit that a revision stood for when the model's config was last fetched; None where that is not known."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(model_id, "config.json", revision=revision)
+    # …/models--OWNER--NAME/snapshots/COMMIT/config.json
+    return Path(path).parent.name if isinstance(path, str) else None

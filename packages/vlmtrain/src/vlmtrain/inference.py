@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vlmdata.errors import ResourceError
 from vlmtrain.backends import Backend, choose_backend
+from vlmtrain.base_identity import describe_base_change
 from vlmtrain.chat import ChatFormat
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.precision import choose_precision
@@ -146,6 +148,8 @@ def load_source(
     source: ModelSource, backend: Backend, *, load_in: str, trust_remote_code: bool = False
 ) -> AnsweringModel:
     """The same for a model that is already found, and a backend that is already chosen."""
+    if change := describe_base_change(source):
+        print(f"warning: {change}", file=sys.stderr, flush=True)
     processor = load_processor(source, trust_remote_code=trust_remote_code)
     chat = load_chat_format(source, processor)
     if load_in == "auto" and source.trained_in:

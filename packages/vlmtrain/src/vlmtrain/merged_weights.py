@@ -6,12 +6,15 @@ adapter that those rows hardly use. So of every adapted layer some weights are c
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from vlmdata.errors import DataError
+from vlmtrain.layers import part_of
 
-__all__ = ["MergedWeights", "WeightSample", "compare_weights", "sample_merged_weights"]
+__all__ = ["MergedWeights", "WeightSample", "compare_weights", "sample_merged_weights", "sum_squares"]
 
 _WEIGHTS_A_LAYER = 512
 # bfloat16 keeps 8 significant bits, so that one rounding moves a value by up to 2^-8 of it; merging rounds twice, the
@@ -41,6 +44,8 @@ class MergedWeights:
     """Layers in which the adapter's part survives rounding, so that a lost adapter would be seen."""
     wrong_layers: tuple[str, ...]
     """Layers in which a weight is off by more than rounding."""
+    by_part: dict[str, int]
+    """Adapted layers in vision tower, connector and language model."""
 
     def to_json(self) -> dict[str, Any]:
         """As a dictionary."""
@@ -94,9 +99,35 @@ def compare_weights(samples: dict[str, WeightSample], merged: Any) -> MergedWeig
         if bool(((actual - sample.expected).abs() > rounding).any()):
             wrong.append(name)
         changed += bool((sample.change.abs() > rounding).any())
-    found = MergedWeights(layers=len(samples), changed_layers=changed, wrong_layers=tuple(wrong))
+    found = MergedWeights(
+        layers=len(samples),
+        changed_layers=changed,
+        wrong_layers=tuple(wrong),
+        by_part=dict(Counter(part_of(name) for name in samples)),
+    )
     if wrong:
         raise DataError(
             f"{len(wrong)} of {len(samples)} adapted layers are not merged as trained, the first is {wrong[0]}"
         )
+    return found
+
+
+def sum_squares(model: Any, layers: Collection[str] | None) -> dict[str, float]:
+    """The sum of squares of linear layers' weights as they are stored in 16 bit.
+
+    Args:
+        model: A merged model, without adapters.
+        layers: Names; None for every linear layer but the output head.
+
+    Returns:
+        In float64, by layer.
+    """
+    import torch
+
+    found = {}
+    for name, module in model.named_modules():
+        wanted = name in layers if layers is not None else isinstance(module, torch.nn.Linear)
+        if wanted and part_of(name) != "head":
+            weight = module.weight.detach().flatten()
+            found[name] = sum(float(part.double().square().sum()) for part in weight.split(1 << 24))
     return found

@@ -17,8 +17,12 @@ from vlmtrain.inference import AnsweringModel
 __all__ = ["TOLERANCE", "Parity", "answer_logits", "base_logits", "compare_logits", "require_parity"]
 
 # Relative error of logits after one more rounding of all weights to bfloat16 (8 bits), accumulated over the layers.
-TOLERANCE = {"merged_16bit": 0.05, "adapter": 1e-3}
-"""By format: an adapter is copied, not rounded, and only kernels that add up in another order change its logits."""
+TOLERANCE = {"merged_16bit": 0.05, "adapter": 1e-3, "merged_4bit": 0.4}
+"""By format: an adapter is copied, not rounded, and only kernels that add up in another order change its logits; 4-bit
+rounding moves every weight by a tenth, so that its logits only show that it is not another model altogether."""
+_QUANTISATION_NOISE = 6.0
+"""Times the root mean square of the difference: what leads by more does not change places by quantisation."""
+_QUANTISED_AGREEMENT = 0.95
 _POSITIONS_A_ROW = 64
 # Below this many standard deviations of the logits, the two likeliest tokens may change places by rounding alone.
 _CLEAR_MARGIN = 0.1
@@ -43,10 +47,15 @@ class Parity:
     """Of these, where both models' likeliest tokens are the same."""
     tolerance: float
     """The relative error that counts as rounding."""
+    quantised: bool = False
+    """Whether the export's weights were quantised: its noise is then measured, and may exceed what training changed."""
 
     @property
     def holds(self) -> bool:
         """Whether the difference is rounding, and too small for a lost adapter."""
+        if self.quantised:
+            agree = self.agreeing_tokens >= _QUANTISED_AGREEMENT * self.clear_positions
+            return self.relative_error <= self.tolerance and agree
         change = self.tolerance if self.training_change is None else max(self.training_change / 2, _BLIND_BELOW)
         return self.relative_error <= min(self.tolerance, change) and self.agreeing_tokens == self.clear_positions
 
@@ -92,7 +101,12 @@ def base_logits(model: AnsweringModel, rows: Sequence[dict[str, Any]]) -> list[A
 
 
 def compare_logits(
-    reference: Sequence[Any], other: Sequence[Any], *, tolerance: float, base: Sequence[Any] | None = None
+    reference: Sequence[Any],
+    other: Sequence[Any],
+    *,
+    tolerance: float,
+    base: Sequence[Any] | None = None,
+    quantised: bool = False,
 ) -> Parity:
     """Compares what `answer_logits` gave for two models on the same rows.
 
@@ -101,6 +115,7 @@ def compare_logits(
         other: Of the export.
         tolerance: Relative error that counts as rounding.
         base: Of the trained model without its adapter.
+        quantised: Whether the export's weights were quantised.
 
     Raises:
         DataError: The vocabularies differ.
@@ -112,7 +127,10 @@ def compare_logits(
         raise DataError(f"the models' logits have other shapes: {tuple(expected.shape)} and {tuple(actual.shape)}")
     change = None if base is None else _relative_error(torch.cat(list(base)), expected)
     top = expected.topk(2, dim=-1)
-    clear = (top.values[:, 0] - top.values[:, 1]) > _CLEAR_MARGIN * expected.std(dim=-1)
+    margin = _CLEAR_MARGIN * expected.std(dim=-1)
+    if quantised:
+        margin = margin.clamp(min=_QUANTISATION_NOISE * float((actual - expected).square().mean().sqrt()))
+    clear = (top.values[:, 0] - top.values[:, 1]) > margin
     agreeing = (actual.argmax(dim=-1) == top.indices[:, 0]) & clear
     return Parity(
         rows=len(reference),
@@ -122,6 +140,7 @@ def compare_logits(
         clear_positions=int(clear.sum()),
         agreeing_tokens=int(agreeing.sum()),
         tolerance=tolerance,
+        quantised=quantised,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from vlmdata.errors import ConfigError, MissingDependencyError
 from vlmtrain.model_shape import read_shape
 
-__all__ = ["Precision", "choose_precision", "count_weights"]
+__all__ = ["Precision", "can_quantise", "choose_precision", "count_weights"]
 
 MEMORY_SHARE = 0.85
 """Share of the GPU's memory that a plan may take; the rest is fragmentation and other processes."""
@@ -63,20 +63,31 @@ def choose_precision(requested: str, *, method: str, config: dict[str, Any]) -> 
         )
     if stored and requested not in ("auto", stored):
         raise ConfigError(f"load_in {requested!r}: the model's weights are stored in {stored}; use its 16-bit variant")
+    if stored and not can_quantise():
+        raise MissingDependencyError(
+            f"the model's weights are stored in {stored}, which needs a GPU, and none is visible to torch; "
+            "use its 16-bit variant"
+        )
     if stored:
         return Precision(load_in=stored, reason="the model's weights are stored so")
-    has_gpu = torch.cuda.is_available()
-    if requested in ("4bit", "8bit") and not has_gpu:
+    if requested in ("4bit", "8bit") and not can_quantise():
         raise MissingDependencyError(
             f"load_in {requested!r} needs a GPU, and none is visible to torch; use 32bit or 16bit"
         )
     if requested != "auto":
         return Precision(load_in=requested, reason="asked for")
-    if not has_gpu:
+    if not torch.cuda.is_available():
         return Precision(load_in="32bit", reason="there is no GPU")
     limit = MEMORY_SHARE * torch.cuda.get_device_properties(0).total_memory
     weights = count_weights(config)
     return _plan_full(weights, limit) if method == "full" else _plan_lora(weights, limit)
+
+
+def can_quantise() -> bool:
+    """Whether bitsandbytes' 4- and 8-bit weights are for use here."""
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def _plan_lora(weights: int, limit: float) -> Precision:

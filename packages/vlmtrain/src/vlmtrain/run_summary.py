@@ -6,6 +6,7 @@ import statistics
 from typing import Any
 
 from vlmdata.manifest import MANIFEST_NAME, hash_file
+from vlmtrain.base_identity import identify_base
 from vlmtrain.config import FitConfig
 from vlmtrain.environment import describe_environment
 from vlmtrain.layers import count_parameters
@@ -40,7 +41,7 @@ def summarise(
     return {
         "config": config.flat(),
         "weights": "adapter" if config.adapter.method == "lora" else "model",
-        "base": {"name": prepared.source.name, "revision": prepared.source.revision},
+        "base": identify_base(prepared.source),
         "family": prepared.source.family.name if prepared.source.family else None,
         "backend": prepared.backend.NAME,
         "load_in": loaded.load_in,

@@ -89,12 +89,28 @@ class ExportConfig:
 
     out: Path
     """Folder to write."""
-    format: Literal["adapter", "merged_16bit"] = "merged_16bit"
-    """adapter: the adapter with its processor, to be put on its base. merged_16bit: a whole model without adapter."""
+    format: Literal["adapter", "merged_16bit", "merged_4bit", "gguf"] = "merged_16bit"
+    """adapter: the adapter with its processor, to be put on its base. merged_16bit: a whole model without adapter.
+    merged_4bit: the same with its language model rounded to 4 bit once more. gguf: the model and its vision
+    projector for llama.cpp."""
+    gguf_type: Literal["bf16", "f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "bf16"
+    """How --format gguf stores the language model; the projector is stored in bf16 or f16."""
+    llama_cpp: Path | None = None
+    """Folder of llama.cpp, with convert_hf_to_gguf.py. Unset: $UNSLOTH_LLAMA_CPP_PATH; never downloaded."""
     data: Path | None = None
     """Folder whose rows the export is checked on. Unset: that of the run."""
     check_rows: int = 8
     """Rows to check on."""
+    drift_rows: int = 64
+    """Rows that export and run both answer, where the run was trained in another precision than it is exported in."""
+    metrics: tuple[str, ...] = ("exact_match", "cer")
+    """Metric of these answers; give the option again for more. [default: exact_match, cer]"""
+    license: str | None = None
+    """Licence of the export as the hub names it (apache-2.0). Unset: that of the base's own card."""
+    push: str | None = None
+    """Repository OWNER/NAME on the hub to upload the finished export to; a new one is private."""
+    public: bool = False
+    """Let --push make a public repository, or upload to one."""
     backend: BackendName = "auto"
     """Program that merges: Unsloth where a supported GPU is there, else peft."""
     overwrite: bool = False
@@ -106,7 +122,10 @@ class ExportConfig:
         Raises:
             ConfigError: A value is out of range.
         """
-        if problems := _not_positive(self, "check_rows"):
+        problems = _not_positive(self, "check_rows", "drift_rows")
+        if self.public and not self.push:
+            problems.append("--public goes with --push")
+        if problems:
             raise ConfigError(problems)
 
 

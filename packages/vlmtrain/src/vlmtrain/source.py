@@ -11,9 +11,10 @@ from typing import Any
 from vlmdata.errors import ConfigError, DataError
 from vlmdata.families import Family, find_family
 
-__all__ = ["ModelSource", "find_model"]
+__all__ = ["EXPORT_FILE", "ModelSource", "find_model"]
 
 RUN_FILE = "run.json"
+EXPORT_FILE = "export.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,8 @@ class ModelSource:
     """Precision of the weights that a run trained on: `4bit`, `8bit`, `16bit` or `32bit`."""
     trained_on: Path | None = None
     """The built folder that a run trained on."""
+    recorded_base: dict[str, Any] | None = None
+    """What the run or the adapter's export recorded of the base, see `base_identity`."""
 
     def data_or(self, given: Path | None) -> Path:
         """The folder that was given, else the one that the run trained on.
@@ -96,7 +99,8 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
             raise DataError(f"{path / RUN_FILE}: not the report of a run (no {', '.join(missing)})")
         weights = find_model(str(path / str(report["weights"])))
         data = Path(report["data"])
-        return dataclasses.replace(weights, run=path, trained_in=report["load_in"], trained_on=data)
+        base = report.get("base")
+        return dataclasses.replace(weights, run=path, trained_in=report["load_in"], trained_on=data, recorded_base=base)
     if (path / "checkpoints").is_dir() and not (path / "config.json").is_file():
         raise DataError(f"{path}: the run did not finish (no {RUN_FILE}); go on with `vlmtrain fit … --resume`")
     if (path / "adapter_config.json").is_file():
@@ -104,6 +108,11 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
     if (path / "config.json").is_file():
         _require_weights(path)
         return _whole_model(str(path), None, _read_json(path / "config.json"))
+    if any(path.glob("*.gguf")):
+        raise ConfigError(
+            f"{path}: a GGUF export is for llama.cpp: llama-mtmd-cli -m MODEL.gguf --mmproj mmproj-MODEL.gguf "
+            "--image FILE -p PROMPT; here the run or its merged_16bit export answers"
+        )
     raise ConfigError(f"{path}: no model here (neither config.json, adapter_config.json nor {RUN_FILE})")
 
 
@@ -115,7 +124,10 @@ def _adapter_model(path: Path) -> ModelSource:
     try:
         base = find_model(base_name, revision=adapter.get("revision"))
     except ConfigError as error:
-        raise ConfigError(f"{path}: the adapter's base model is gone: {error}") from error
+        raise ConfigError(
+            f"{path}: the adapter's base model is gone: {error}; where it was moved, write its new place as "
+            "base_model_name_or_path into adapter_config.json"
+        ) from error
     has_processor = any((path / file).is_file() for file in ("processor_config.json", "preprocessor_config.json"))
     return ModelSource(
         name=base.name,
@@ -124,6 +136,7 @@ def _adapter_model(path: Path) -> ModelSource:
         processor=str(path) if has_processor else base.processor,
         config=base.config,
         family=base.family,
+        recorded_base=_read_json(path / EXPORT_FILE).get("base") if (path / EXPORT_FILE).is_file() else None,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmdata.errors import ResourceError
+from vlmtrain.base_identity import identify_base, pin_base
 from vlmtrain.config import FitConfig
 from vlmtrain.layers import count_parameters
 from vlmtrain.loaded import LoadedModel
@@ -185,6 +186,8 @@ def _save_weights(trainer: Any, loaded: LoadedModel, run: RunFolder) -> None:
     with whole_folder(run.weights, "the checkpoints are whole: make room, and --resume finishes the run") as folder:
         trainer.save_model(str(folder))
         save_processor(loaded.source, folder)
+        if run.method == "lora":
+            pin_base(folder, identify_base(loaded.source))
 
 
 def _say_parameters(loaded: LoadedModel) -> None:

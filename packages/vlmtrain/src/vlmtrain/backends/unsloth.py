@@ -80,6 +80,8 @@ def load_model(
             arguments |= {"dtype": None, "float32_mixed_precision": True}
     if source.revision is not None and source.adapter is None:
         arguments["revision"] = source.revision
+    elif source.revision is not None:
+        print(f"warning: unsloth loads an adapter's base {source.name} from its main branch, not {source.revision}")
     try:
         model, _ = unsloth.FastVisionModel.from_pretrained(**arguments)
         # Its own choice of processor falls back to a bare tokenizer in silence: ours is loaded before.
