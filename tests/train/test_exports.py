@@ -327,7 +327,11 @@ def test_a_run_trained_in_another_precision_reports_its_drift(lora_run, tmp_path
     run = shutil.copytree(lora_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     trained = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(trained | {"load_in": "16bit"}))
+    for name in ("eval-val.html", "rank-train.jsonl", "README.md", "training_args.bin"):
+        (run / "adapter" / name).write_text("rows and paths")
     report = export_run(run, tmp_path / "out", format="adapter", drift_rows=4, metrics=("cer",))
+    assert not {"eval-val.html", "rank-train.jsonl", "training_args.bin"} & files_in(tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").read_text() != "rows and paths"
     drift = report["drift"]
     assert (drift["trained_in"], drift["exported_in"], drift["rows"], drift["split"]) == ("16bit", "32bit", 4, "val")
     cell = drift["metrics"]["cer"]

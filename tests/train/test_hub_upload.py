@@ -99,7 +99,13 @@ def hub(monkeypatch) -> Iterator[SimpleNamespace]:
 def finished(tmp_path) -> Path:
     folder = tmp_path / "export"
     (folder / "deep").mkdir(parents=True)
-    for name, content in {"config.json": "{}", "README.md": "# A model\n", "export.json": "{}"}.items():
+    for name, content in [
+        ("config.json", "{}"),
+        ("README.md", "# A model\n"),
+        ("export.json", "{}"),
+        ("eval-val.html", "pictures"),
+        ("rank-train.jsonl", "rows"),
+    ]:
         (folder / name).write_text(content)
     (folder / "deep" / "weights.bin").write_bytes(bytes(range(256)))
     return folder
@@ -113,7 +119,7 @@ def test_a_new_repository_is_private_and_holds_the_files(hub, finished, capsys) 
     assert address.endswith("/ann/colours/commit/" + "1" * 40)
     repository = hub.repositories["ann/colours"]
     assert repository["private"] is True
-    # export.json names folders of this machine
+    # what names folders of this machine or holds rows of the set stays here
     assert set(repository["files"]) == {"config.json", "README.md", "deep/weights.bin"}
     for name, content in repository["files"].items():
         assert content == (finished / name).read_bytes()

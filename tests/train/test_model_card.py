@@ -40,7 +40,9 @@ def make_report(**given) -> dict:
     return report | given
 
 
-RUN = {"config": {"data": PRIVATE, "model": PRIVATE, "out": PRIVATE, "r": 16, "lr": None}, "data_fingerprint": "d" * 64}
+RUN: dict = {"config": {"data": PRIVATE, "model": PRIVATE, "out": PRIVATE, "r": 16, "lr": None}}
+RUN["config"]["cache"] = f"{PRIVATE}/cache"
+RUN["data_fingerprint"] = "d" * 64
 RUN |= {"best_eval_loss": 0.1234, "best_step": 40, "steps": 60}
 MANIFEST = Manifest(
     splits={"train": SplitEntry(rows=900, shards=())}, counts=Counts(read=1000, kept=900), fingerprint="d" * 64

@@ -30,9 +30,12 @@ from vlmtrain.parity import TOLERANCE, Parity, answer_logits, base_logits, compa
 from vlmtrain.processors import save_processor
 from vlmtrain.quantised_export import quantise_folder
 from vlmtrain.settings import ExportConfig
-from vlmtrain.source import EXPORT_FILE, RUN_FILE, find_model
+from vlmtrain.source import EXPORT_FILE, RESULT_PATTERNS, RUN_FILE, find_model
 
 __all__ = ["describe_export", "export"]
+
+# results hold rows of the set, and trl's pickled arguments paths of this machine
+_NOT_EXPORTED = (EXPORT_FILE, *RESULT_PATTERNS, "README.md", "training_args.bin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +152,7 @@ def _write_plain(task: ExportTask, out: Path) -> _Trained:
         if not as_adapter:
             trained.backend.save_merged(trained.loaded, out)
         elif adapter is not None:
-            shutil.copytree(adapter, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(EXPORT_FILE, "README.md"))
+            shutil.copytree(adapter, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_NOT_EXPORTED))
             pin_base(out, identify_base(task.source))
         save_processor(task.source, out)
     del trained

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlmdata.errors import ConfigError, ResourceError
-from vlmtrain.source import EXPORT_FILE
+from vlmtrain.source import EXPORT_FILE, RESULT_PATTERNS
 
 __all__ = ["check_upload", "upload_export"]
 
@@ -44,7 +44,8 @@ def check_upload(repository: str, *, public: bool) -> None:
 def upload_export(folder: Path, repository: str, *, public: bool) -> str:
     """Uploads a finished export.
 
-    export.json stays here: it names folders of this machine. The card has its figures.
+    export.json stays here: it names folders of this machine, and the card has its figures. So do answers and pages that
+    `vlmtrain eval` left in the folder: they hold rows and pictures of the set.
 
     Args:
         folder: The export.
@@ -67,7 +68,7 @@ def upload_export(folder: Path, repository: str, *, public: bool) -> str:
             repo_id=repository,
             repo_type="model",
             commit_message="Upload the export",
-            ignore_patterns=[EXPORT_FILE],
+            ignore_patterns=[EXPORT_FILE, *RESULT_PATTERNS],
         )
     return str(commit.commit_url)
 

@@ -196,7 +196,11 @@ def _settings(run: Mapping[str, Any] | None) -> str:
         return "Not recorded: the export was made from an adapter or model, not from a run."
     import yaml
 
-    shown = {key: value for key, value in run["config"].items() if key not in _PRIVATE_SETTINGS and value is not None}
+    shown = {
+        key: value
+        for key, value in run["config"].items()
+        if value is not None and key not in _PRIVATE_SETTINGS and not str(value).startswith(("/", "~", "."))
+    }
     loss = "" if run.get("best_eval_loss") is None else f"\n\nBest evaluation loss: {run['best_eval_loss']:.4f}"
     step = "" if not loss or run.get("best_step") is None else f" at step {run['best_step']} of {run['steps']}"
     return f"```yaml\n{yaml.safe_dump(shown, sort_keys=False).strip()}\n```{loss}{step}"

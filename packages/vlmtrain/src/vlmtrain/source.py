@@ -11,10 +11,12 @@ from typing import Any
 from vlmdata.errors import ConfigError, DataError
 from vlmdata.families import Family, find_family
 
-__all__ = ["EXPORT_FILE", "ModelSource", "find_model"]
+__all__ = ["EXPORT_FILE", "RESULT_PATTERNS", "ModelSource", "find_model"]
 
 RUN_FILE = "run.json"
 EXPORT_FILE = "export.json"
+RESULT_PATTERNS = ("eval-*", "rank-*")
+"""What `vlmtrain eval` writes into a model's folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
