@@ -176,7 +176,15 @@ def settings(colours: Path, tiny_qwen: Path, tmp_path: Path) -> Callable[..., An
     return make
 
 
-SHORT_RUN = {"max_steps": 6, "batch_size": 2, "grad_accum": 2, "lr": 1e-2, "warmup": 0.0, "backend": "transformers"}
+SHORT_RUN = {
+    "report": False,
+    "max_steps": 6,
+    "batch_size": 2,
+    "grad_accum": 2,
+    "lr": 1e-2,
+    "warmup": 0.0,
+    "backend": "transformers",
+}
 
 
 @pytest.fixture

@@ -194,12 +194,11 @@ def test_two_processes_learn_what_one_learns(work) -> None:
 def test_two_processes_stop_together_and_go_on(work) -> None:
     command = [sys.executable, "-m", "vlmtrain", "fit", "fit.yaml", "--out", "stopped", "--gpus", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [*command, "--max-steps", "40"], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment,
-    ) as process:  # fmt: skip
+    command += ["--max-steps", "10", "--eval-steps", "10"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=work, env=environment, **pipes) as process:
         for line in process.stdout:
-            if line.startswith("step 3/40: loss"):
+            if line.startswith("step 3/10: loss"):
                 process.send_signal(signal.SIGTERM)
                 break
         process.stdout.read()
@@ -211,11 +210,11 @@ def test_two_processes_stop_together_and_go_on(work) -> None:
     assert {"rng_state_0.pth", "rng_state_1.pth", "trainer_state.json"} <= {path.name for path in last.iterdir()}
     # one more step is enough to see that it goes on
     state = json.loads((last / "trainer_state.json").read_text())
-    assert state["global_step"] < 40
-    refused = fit_in_processes(work, "stopped", "--resume", "--max-steps", 41, count=2)
+    assert state["global_step"] < 10
+    refused = fit_in_processes(work, "stopped", "--resume", "--max-steps", 11, "--eval-steps", 10, count=2)
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: stopped: a resumed run keeps its settings; changed: max_steps was 40")
+    assert refused.stderr.startswith("error: stopped: a resumed run keeps its settings; changed: max_steps was 10")
     assert refused.stderr.count("\n") == 1
-    done = fit_in_processes(work, "stopped", "--resume", "--max-steps", 40, count=2)
+    done = fit_in_processes(work, "stopped", "--resume", "--max-steps", 10, "--eval-steps", 10, count=2)
     assert done.returncode == 0, done.stderr
     assert f"resuming from {last.name}" in done.stdout

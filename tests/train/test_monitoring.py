@@ -23,7 +23,7 @@ def logs_of(run) -> list[dict]:
 
 
 def curve_of(run) -> list[dict]:
-    clock = ("runtime", "per_second")
+    clock = ("runtime", "per_second", "seconds")
     return [{name: value for name, value in log.items() if not name.endswith(clock)} for log in logs_of(run)]
 
 

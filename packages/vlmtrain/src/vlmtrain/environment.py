@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -29,6 +30,11 @@ def describe_environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu ({platform.machine()})",
+        "gpus": torch.cuda.device_count(),
+        "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda,
+        "cpus": os.cpu_count(),
+        "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
     }
 

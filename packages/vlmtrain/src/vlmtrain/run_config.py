@@ -71,6 +71,11 @@ class MonitorConfig:
     report_to: tuple[str, ...] = ()
     """Programs that the log is sent to as well: tensorboard, wandb, trackio. [default: none]"""
 
+    report: bool = True
+    """Write run.html at the end: curves, settings, and answers to some val rows with their pictures."""
+    report_samples: int = 8
+    """Val rows that the result answers for run.html, where --eval-metrics has none answered."""
+
     def __post_init__(self) -> None:
         """Takes names apart at commas, and checks the values.
 
@@ -80,7 +85,7 @@ class MonitorConfig:
         for field in ("eval_metrics", "report_to"):
             names = (name.strip() for value in getattr(self, field) for name in value.split(","))
             object.__setattr__(self, field, tuple(dict.fromkeys(name for name in names if name)))
-        problems = _not_positive(self, "eval_samples", "patience")
+        problems = _not_positive(self, "eval_samples", "patience", "report_samples")
         problems.extend(
             f"report_to: {unknown_name('logger', name, LOGGERS)}; known are {', '.join(LOGGERS)}"
             for name in self.report_to

@@ -2,7 +2,8 @@
 
 RUN/config.yaml       every setting, resolved: `vlmtrain fit RUN/config.yaml` repeats the run
 RUN/metrics.jsonl     one line for each logged step
-RUN/answers.jsonl     answers to val rows at each evaluation, with --eval-metrics
+RUN/answers.jsonl     answers to val rows at each evaluation with --eval-metrics, else of the result alone
+RUN/run.html          the run for people to look at; its curves are in curves.png too
 RUN/checkpoints/      what a stopped run goes on from
 RUN/adapter/, model/  the best checkpoint's weights, with the processor
 RUN/run.json          written last: where it exists, the run is whole
@@ -11,6 +12,7 @@ RUN/run.json          written last: where it exists, the run is whole
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +24,12 @@ from vlmtrain.config import SECTIONS, FitConfig
 from vlmtrain.processes import is_main_process
 from vlmtrain.whole_folders import STAGING_NAME
 
-__all__ = ["RunFolder", "check_run_folder", "drop_lines_after", "open_run_folder"]
+__all__ = ["RunFolder", "check_run_folder", "drop_lines_after", "open_run_folder", "resolve_paths"]
 
 # What may differ between a run and its continuation without changing what is learned.
-_FREE_TO_CHANGE = frozenset({"out", "workers", "keep_checkpoints", "log_steps", "report_to"})
+_FREE_TO_CHANGE = frozenset(
+    {"out", "workers", "keep_checkpoints", "log_steps", "report_to", "report", "report_samples"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +53,18 @@ class RunFolder:
 
     @property
     def answers(self) -> Path:
-        """Answers to val rows, where the run was asked for their metrics."""
+        """Answers to val rows."""
         return self.path / "answers.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        """The learning curves."""
+        return self.path / "curves.png"
+
+    @property
+    def page(self) -> Path:
+        """The run for people to look at."""
+        return self.path / "run.html"
 
     @property
     def checkpoints(self) -> Path:
@@ -139,10 +153,20 @@ def open_run_folder(config: FitConfig, *, resume: bool, overwrite: bool) -> RunF
         run.report.unlink(missing_ok=True)
         shutil.rmtree(run.checkpoints / STAGING_NAME, ignore_errors=True)  # a checkpoint that a kill left unfinished
         run.checkpoints.mkdir(parents=True, exist_ok=True)
-        run.config.write_text(yaml.safe_dump(config.flat(), sort_keys=False), encoding="utf-8")
+        run.config.write_text(yaml.safe_dump(resolve_paths(config), sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise ResourceError(f"{config.run.out}: cannot be written: {error.strerror}") from error
     return run
+
+
+def resolve_paths(config: FitConfig) -> dict[str, Any]:
+    """All settings by option name, with the paths that are here made absolute, so that they hold anywhere."""
+    flat = config.flat()
+    for name in ("data", "model", "out"):
+        path = Path(flat[name]).expanduser()
+        if name == "out" or path.exists():
+            flat[name] = os.path.abspath(path)
+    return flat
 
 
 def drop_lines_after(path: Path, step: int, *, without: str | None = None) -> None:
@@ -171,7 +195,7 @@ def _remove_run(run: RunFolder) -> None:
     for folder in (run.checkpoints, run.path / "adapter", run.path / "model"):
         if folder.exists():
             shutil.rmtree(folder)
-    for file in (run.report, run.metrics, run.answers, run.config):
+    for file in (run.report, run.metrics, run.answers, run.curves, run.page, run.config):
         file.unlink(missing_ok=True)
 
 
@@ -180,8 +204,8 @@ def _check_same_run(run: RunFolder, config: FitConfig) -> None:
 
     if not run.config.is_file():
         raise DataError(f"{config.run.out}: no run to resume here (no config.yaml); start it without --resume")
-    before = FitConfig.from_values(read_yaml(run.config, SECTIONS)).flat()
-    now = config.flat()
+    before = resolve_paths(FitConfig.from_values(read_yaml(run.config, SECTIONS)))
+    now = resolve_paths(config)
     changed = [
         f"{name} was {before[name]!r}, now {now[name]!r}"
         for name in now

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import statistics
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from vlmdata.manifest import MANIFEST_NAME, hash_file
@@ -13,8 +15,23 @@ from vlmtrain.layers import count_parameters
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.preparation import Prepared
 from vlmtrain.processes import process_count
+from vlmtrain.run_folder import resolve_paths
 
-__all__ = ["summarise"]
+__all__ = ["Laps", "summarise"]
+
+
+class Laps:
+    """Wall time of what is done one after the other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    def end(self, name: str) -> None:
+        """Gives the time since the last call a name."""
+        now = time.monotonic()
+        self.seconds[name] = now - self._began
+        self._began = now
 
 
 def summarise(
@@ -22,9 +39,8 @@ def summarise(
     prepared: Prepared,
     loaded: LoadedModel,
     trainer: Any,
-    *,
     planned_steps: int,
-    seconds: float,
+    timing: Mapping[str, float],
 ) -> dict[str, Any]:
     """The contents of run.json.
 
@@ -34,12 +50,12 @@ def summarise(
         loaded: The trained model.
         trainer: After training.
         planned_steps: Steps that the settings ask for; an early end leaves fewer.
-        seconds: Wall time of this process, from its checks to the saved weights.
+        timing: Wall time of the parts of this process, in seconds.
     """
     state = trainer.state
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     return {
-        "config": config.flat(),
+        "config": resolve_paths(config),
         "weights": "adapter" if config.adapter.method == "lora" else "model",
         "base": identify_base(prepared.source),
         "family": prepared.source.family.name if prepared.source.family else None,
@@ -64,6 +80,7 @@ def summarise(
         "best_metric": config.monitor.best_metric if prepared.val else None,
         "best_value": state.best_metric,
         "best_step": state.best_global_step,
-        "seconds": round(seconds, 1),
+        "seconds": round(sum(timing.values()), 1),
+        "timing": {name: round(seconds, 1) for name, seconds in timing.items()},
         "environment": describe_environment(),
     }

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,8 @@ def _early_stop(config: FitConfig, *, has_val: bool) -> list[Any]:
 def _make_callback(metrics: Path, stop: StopRequest) -> Any:
     from transformers import TrainerCallback
 
+    began = time.monotonic()
+
     class Progress(TrainerCallback):  # type: ignore[misc]  # transformers' class is untyped here
         """Writes the log as it grows, and turns a stop request into a checkpoint."""
 
@@ -245,8 +248,9 @@ def _make_callback(metrics: Path, stop: StopRequest) -> Any:
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
             if not is_main_process():
                 return
+            line = {"step": state.global_step, **logs, "seconds": round(time.monotonic() - began, 3)}
             with metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(json.dumps(line) + "\n")
             if _is_worth_a_line(logs, state.global_step, state.max_steps):
                 print(_describe_log(logs, state.global_step, state.max_steps), flush=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from vlmtrain.preparation import Prepared, prepare
 from vlmtrain.processes import claim_device, is_main_process, leave_group, process_count, say
 from vlmtrain.processors import save_processor
 from vlmtrain.resumption import find_checkpoint, has_ended, load_ended
-from vlmtrain.rows import sample_indices
+from vlmtrain.rows import Rows, sample_indices
 from vlmtrain.run_folder import RunFolder, check_run_folder, open_run_folder
-from vlmtrain.run_summary import summarise
+from vlmtrain.run_page import write_run_page
+from vlmtrain.run_summary import Laps, summarise
 from vlmtrain.stops import Stopped, StopRequest
 from vlmtrain.trainer import Schedule, make_trainer, optimizer_name, plan_schedule
 from vlmtrain.val_answers import ValAnswers
@@ -49,13 +49,14 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
         Stopped: A signal ended the run; a checkpoint is saved.
         ToolkitError: See `prepare`; or the GPU's memory or the disk gave out.
     """
-    started = time.monotonic()
+    laps = Laps()
     with StopRequest() as stop:
         check_loggers(config.monitor.report_to)
         claim_device(config.run.gpus)
         if is_main_process():
             check_run_folder(config, resume=resume, overwrite=overwrite)
         prepared = prepare(config)
+        laps.end("checking the set")
         loaded = _load_for_training(config, prepared)
         schedule = plan_schedule(config, len(prepared.train.rows))
         _say_schedule(config, schedule)
@@ -63,7 +64,21 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
         # Nothing is written, and no earlier run thrown away, before everything that can be refused has passed.
         run = open_run_folder(config, resume=resume, overwrite=overwrite)
         checkpoint = find_checkpoint(run) if resume else None
-        trainer = _make_trainer(config, prepared, loaded, collate, schedule, run, stop, checkpoint)
+        answers = _make_val_answers(config, prepared, loaded, run)
+        trainer = make_trainer(
+            prepared.backend,
+            loaded,
+            collate,
+            prepared.train.rows,
+            _choose_val_rows(config, prepared),
+            config=config,
+            schedule=schedule,
+            run=run,
+            stop=stop,
+            val_answers=answers if config.monitor.eval_metrics else None,
+            first_step=run.step_of(checkpoint) if checkpoint else 0,
+        )
+        laps.end("loading the model")
         with stop.deferred():
             if checkpoint is not None and has_ended(checkpoint, schedule.steps, config.monitor):
                 load_ended(trainer, checkpoint)
@@ -75,10 +90,15 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
                 "a checkpoint is saved, --resume goes on from it",
                 stop.exit_code,
             )
+        laps.end("training")
         if is_main_process():
             _save_weights(trainer, loaded, run)
-            seconds = time.monotonic() - started
-            run.finish(summarise(config, prepared, loaded, trainer, planned_steps=schedule.steps, seconds=seconds))
+        laps.end("saving the result")
+        if config.monitor.report and answers is not None and not config.monitor.eval_metrics:
+            answers.answer_result(trainer.state.best_global_step or trainer.state.global_step)
+        laps.end("answering val rows")
+        if is_main_process():
+            _finish(config, prepared, summarise(config, prepared, loaded, trainer, schedule.steps, laps.seconds), run)
     leave_group()
     say(f"done: {run.weights}")
     return run
@@ -126,44 +146,28 @@ def _make_collator(config: FitConfig, prepared: Prepared, loaded: LoadedModel) -
     return collate
 
 
-def _make_trainer(
-    config: FitConfig,
-    prepared: Prepared,
-    loaded: LoadedModel,
-    collate: Collator,
-    schedule: Schedule,
-    run: RunFolder,
-    stop: StopRequest,
-    checkpoint: Path | None,
-) -> Any:
-    val_rows = answers = None
-    if prepared.val is not None:
-        if config.monitor.eval_metrics:
-            answers = ValAnswers(
-                prepared.backend,
-                loaded,
-                prepared.chat,
-                prepared.folder.split(prepared.val.name),
-                samples=config.monitor.eval_samples,
-                seed=config.optimizer.seed,
-                metrics=config.monitor.eval_metrics,
-                batch_size=config.optimizer.batch_size,
-                log=run.answers,
-            )
-        chosen = sample_indices(len(prepared.val.rows), config.run.eval_rows, config.optimizer.seed)
-        val_rows = prepared.val.rows.select(chosen)
-    return make_trainer(
+def _choose_val_rows(config: FitConfig, prepared: Prepared) -> Rows | None:
+    if prepared.val is None:
+        return None
+    rows = prepared.val.rows
+    return rows.select(sample_indices(len(rows), config.run.eval_rows, config.optimizer.seed))
+
+
+def _make_val_answers(config: FitConfig, prepared: Prepared, loaded: LoadedModel, run: RunFolder) -> ValAnswers | None:
+    monitor = config.monitor
+    if prepared.val is None:
+        return None
+    return ValAnswers(
         prepared.backend,
         loaded,
-        collate,
-        prepared.train.rows,
-        val_rows,
-        config=config,
-        schedule=schedule,
-        run=run,
-        stop=stop,
-        val_answers=answers,
-        first_step=run.step_of(checkpoint) if checkpoint else 0,
+        prepared.chat,
+        prepared.folder.split(prepared.val.name),
+        samples=monitor.eval_samples if monitor.eval_metrics else monitor.report_samples,
+        seed=config.optimizer.seed,
+        metrics=monitor.eval_metrics,
+        # nothing is kept for a backward pass
+        batch_size=2 * config.optimizer.batch_size,
+        log=run.answers,
     )
 
 
@@ -188,6 +192,17 @@ def _save_weights(trainer: Any, loaded: LoadedModel, run: RunFolder) -> None:
         save_processor(loaded.source, folder)
         if run.method == "lora":
             pin_base(folder, identify_base(loaded.source))
+
+
+def _finish(config: FitConfig, prepared: Prepared, report: dict[str, Any], run: RunFolder) -> None:
+    """Writes run.html and, last of all, run.json."""
+    try:
+        if config.monitor.report:
+            write_run_page(run, report, prepared.folder.split(prepared.val.name) if prepared.val else None)
+            say(f"report: {run.page}")
+        run.finish(report)
+    except OSError as error:
+        raise as_resource_error(error, run.path, "make room, and --resume finishes the run") from error
 
 
 def _say_parameters(loaded: LoadedModel) -> None:

@@ -76,6 +76,16 @@ class ValAnswers:
                     file.write(json.dumps(_describe(step, row, answer), ensure_ascii=False) + "\n")
         return answers
 
+    def answer_result(self, step: int) -> None:
+        """Answers the sample once, when training is over; the log holds nothing else then.
+
+        Args:
+            step: Of the checkpoint that became the result.
+        """
+        if is_main_process():
+            self._log.unlink(missing_ok=True)
+        self.answer(step)
+
     def score(self, step: int) -> dict[str, float]:
         """Answers and scores; the keys are those of a trainer's evaluation: `eval_exact_match`."""
         started = time.monotonic()
