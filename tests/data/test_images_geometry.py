@@ -41,6 +41,23 @@ def test_small_images_can_be_kept_or_refused() -> None:
     assert plan_layout(3000, 350, ImageConfig(small="reject")).stored == (1000, 117)
 
 
+@pytest.mark.parametrize("size", [(3000, 350), (900, 100), (100, 900), (5000, 301)])
+def test_strips_that_cannot_meet_both_bounds_can_be_refused(size: tuple[int, int]) -> None:
+    assert max(plan_layout(*size, ImageConfig()).stored) == 1000
+    with pytest.raises(ImageError) as refused:
+        plan_layout(*size, ImageConfig(strips="reject"))
+    assert refused.value.reason == "image_strip"
+    if max(size) > 1000:
+        with pytest.raises(ImageError):
+            plan_layout(*size, ImageConfig(strips="reject", small="keep"))
+
+
+@pytest.mark.parametrize("size", [(1000, 300), (3000, 900), (200, 60), (640, 480), (40, 30)])
+def test_other_shapes_are_no_strips(size: tuple[int, int]) -> None:
+    assert plan_layout(*size, ImageConfig(strips="reject")) == plan_layout(*size, ImageConfig())
+    assert plan_layout(900, 100, ImageConfig(strips="reject", small="keep")).stored == (900, 100)
+
+
 @pytest.mark.parametrize(
     ("fit", "scaled", "offset"),
     [("pad", (512, 256), (0, 128)), ("crop", (1024, 512), (-256, 0)), ("stretch", (512, 512), (0, 0))],

@@ -18,9 +18,11 @@ class ImageConfig:
     min_side: int = 300
     """Shorter side in px below which an image is small (see --small)."""
     max_side: int = 1000
-    """Longest side in px; wins over --min-side where a long strip cannot meet both."""
+    """Longest side in px; a long strip that cannot meet both bounds meets this one (see --strips)."""
     small: Literal["upscale", "keep", "reject"] = "upscale"
     """What to do with an image whose shorter side is below --min-side."""
+    strips: Literal["shrink", "reject"] = "shrink"
+    """What to do with a long strip that cannot meet both bounds: bring its longest side to --max-side, or reject it."""
     max_upscale: float = 4.0
     """How many times a small image may be enlarged at most."""
     size: str | None = None

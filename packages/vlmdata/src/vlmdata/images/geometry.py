@@ -53,17 +53,20 @@ def plan_layout(width: int, height: int, config: ImageConfig) -> Layout:
     The aspect ratio is kept up to rounding. Where both bounds cannot be met, the upper one wins.
 
     Raises:
-        ImageError: The image is small and small ones are to be rejected, or the processor of `for_` would refuse it.
+        ImageError: The image is small, or too long and thin for both bounds, and such ones are to be rejected; or the
+            processor of `for_` would refuse it.
     """
     if config.size_px is not None:
         return _exact_layout(width, height, config.size_px, config.fit)
     short, long = sorted((width, height))
     scale = min(1.0, config.max_side / long)
-    if short < config.min_side:
-        if config.small == "reject":
-            raise ImageError("image_too_small", f"{width}x{height} px, a side is below min_side {config.min_side}")
-        if config.small == "upscale":
-            scale = min(config.min_side / short, config.max_side / long, config.max_upscale)
+    if short < config.min_side and config.small == "reject":
+        raise ImageError("image_too_small", f"{width}x{height} px, a side is below min_side {config.min_side}")
+    enlarged = short < config.min_side and config.small == "upscale"
+    if enlarged or long > config.max_side:
+        _check_strip(short, long, config)
+    if enlarged:
+        scale = min(config.min_side / short, config.max_side / long, config.max_upscale)
     try:
         size = config.fixed_point(width, height)
     except ValueError as error:
@@ -74,6 +77,12 @@ def plan_layout(width: int, height: int, config: ImageConfig) -> Layout:
         if config.expects_fixed_points:
             note = f"no size within the bounds is left alone by the processor of {config.for_}"
     return Layout(scaled=size, stored=size, note=note)
+
+
+def _check_strip(short: int, long: int, config: ImageConfig) -> None:
+    if config.strips == "reject" and short * config.max_side < config.min_side * long:
+        bounds = f"min_side {config.min_side} and max_side {config.max_side}"
+        raise ImageError("image_strip", f"{long} to {short} px, too long and thin for both {bounds}")
 
 
 def _scaled(width: int, height: int, scale: float, config: ImageConfig) -> tuple[int, int]:

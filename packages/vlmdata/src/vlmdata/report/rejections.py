@@ -27,7 +27,7 @@ _FLOW_REASONS = 12
 _THUMBNAIL_PX = 120
 # Files that were refused for what they are although they open, and are worth a look. Whatever ended a worker, or is too
 # large to decode, is not opened again; nor are rare formats, whose decoders are less to be trusted with broken files.
-_OPENABLE = frozenset(("image_aspect", "image_too_small", "image_truncated", "multi_page"))
+_OPENABLE = frozenset(("image_aspect", "image_strip", "image_too_small", "image_truncated", "multi_page"))
 _OPENABLE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
 Place = tuple[str, int]
@@ -146,6 +146,7 @@ def _open_refused(sample: Sample, loader: ImageLoader, config: ImageConfig) -> H
         min_side=1,
         max_side=_THUMBNAIL_PX,
         small="keep",
+        strips="shrink",
         max_aspect_ratio=float("inf"),
         smallest_side=1,
         pages="first",
