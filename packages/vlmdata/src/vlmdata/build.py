@@ -13,7 +13,7 @@ from pathlib import Path
 from vlmdata.build_config import BuildConfig
 from vlmdata.decontamination import Evaluation, open_evaluation_sets, prepare_evaluation
 from vlmdata.errors import DataError, ResourceError
-from vlmdata.locations import copy_file, is_remote_failure, kind_of, locator
+from vlmdata.locations import copy_file, is_remote, is_remote_failure, kind_of, locator
 from vlmdata.manifest import Manifest, SplitEntry, write_json_atomically
 from vlmdata.output_folder import (
     check_output,
@@ -40,7 +40,7 @@ from vlmdata.shard_writer import write_set_files
 from vlmdata.shards import BuiltFolder
 from vlmdata.sources import open_sources
 from vlmdata.sources.stamps import stamp_file
-from vlmdata.stage import PartitionSummary
+from vlmdata.stage import PartitionSummary, StagedFiles
 from vlmdata.stats import STATS_NAME, compute_stats, count_splits
 
 __all__ = ["BuildReport", "build_folder", "explain_disk_errors"]
@@ -54,7 +54,8 @@ class BuildReport:
         out: the built folder.
         manifest: what it holds.
         seconds: what the build took.
-        partitions_reused: of an interrupted build, not done again.
+        partitions: how many the rows were prepared in.
+        partitions_reused: of an earlier build, not done again.
         was_unchanged: whether the folder was whole already and only its manifest was touched.
         notes: what was detected and chosen, a line each.
     """
@@ -62,6 +63,7 @@ class BuildReport:
     out: Path
     manifest: Manifest
     seconds: float
+    partitions: int = 0
     partitions_reused: int = 0
     was_unchanged: bool = False
     notes: list[str] = field(default_factory=list)
@@ -121,6 +123,7 @@ def build_folder(
         out=config.out,
         manifest=manifest,
         seconds=time.monotonic() - started,
+        partitions=len(prepared.partitions),
         partitions_reused=sum(each.was_done for each in prepared.partitions),
         notes=notes,
     )
@@ -188,7 +191,12 @@ def _finish(
     images = collect_stamps(stage, (each.number for each in prepared.partitions))
     write_stamps(config.out, [*stamps, *images, *evaluation.stamps])
     commit(config.out, ready, manifest)
-    clear_work(stage)
+    kept: set[str] = set()
+    if config.output.keep_stage and not is_remote(config.out):
+        kept = {path.name for each in prepared.partitions for path in StagedFiles(stage, each.number).paths}
+    size_bytes = clear_work(stage, kept)
+    if kept:
+        note(f"{stage} keeps {size_bytes / 1e6:.1f} MB for the next build; delete it freely, or give --no-keep-stage")
     return manifest
 
 

@@ -160,7 +160,7 @@ def _print_report(report: BuildReport) -> None:
     splits = report.manifest.splits
     size = sum(shard.bytes for split in splits.values() for shard in split.shards)
     if report.partitions_reused:
-        click.echo(f"went on after an interrupted build: {report.partitions_reused} partitions were done already")
+        click.echo(f"{report.partitions_reused} of {report.partitions} partitions were done already")
     _print_counts(counts, f"{locator(report.out)}/rejected.jsonl")
     parts = ", ".join(f"{name} {split.rows}" for name, split in splits.items())
     click.echo(f"{locator(report.out)}: {parts} rows, {size / 1e6:.1f} MB, {report.seconds:.1f} s")

@@ -1,7 +1,8 @@
 """The folder that a build writes: what is in it beforehand, one build at a time, and the moment it becomes whole.
 
 While a build works, everything new lies in `OUT/.stage`; an older whole folder stays as it is until the new one is
-ready. Then the old manifest goes, the new files move in, and the new manifest comes last.
+ready. Then the old manifest goes, the new files move in, and the new manifest comes last. The staged partitions stay
+for the next build (unless told otherwise), and may be deleted at any time.
 
 Where OUT is a URL, the unfinished work lies in a local scratch folder of its own, and only what is ready is uploaded;
 `OUT/.stage` holds no more than the state of the inputs.
@@ -14,7 +15,7 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -208,10 +209,19 @@ def _upload(out: Path, ready: Path) -> None:
     remove_files(out, [name for name in old if name.partition("/")[0] in splits and name not in kept])
 
 
-def clear_work(work: Path) -> None:
-    """Remove what a finished build does not need any more."""
+def clear_work(work: Path, kept: Collection[str] = ()) -> int:
+    """Remove what a finished build does not need any more; return the bytes of the files that are kept.
+
+    Args:
+        work: the folder for unfinished work.
+        kept: names in it to leave for the next build.
+    """
+    size_bytes = 0
     for path in work.iterdir():
-        if path.is_dir():
+        if path.name in kept or path.name in (_STAMPS, "lock"):
+            size_bytes += sum(each.stat().st_size for each in ([path] if path.is_file() else path.rglob("*")))
+        elif path.is_dir():
             shutil.rmtree(path)
-        elif path.name not in (_STAMPS, "lock"):
+        else:
             path.unlink()
+    return size_bytes

@@ -15,6 +15,8 @@ __all__ = ["PARTITION_BYTES", "PARTITION_ROWS", "cut_partitions"]
 PARTITION_ROWS = 512
 # Rows that carry their images are heavy: fewer of them make a partition.
 PARTITION_BYTES = 32 << 20
+# Partitions of an input are counted from a multiple of this, so that one input's growth renames no other's.
+_NUMBERS_PER_INPUT = 10_000_000
 
 
 def cut_partitions(inputs: Iterable[tuple[Source, Reading]]) -> Iterator[Task]:
@@ -23,12 +25,10 @@ def cut_partitions(inputs: Iterable[tuple[Source, Reading]]) -> Iterator[Task]:
     Raises:
         DataError: an input turns out to be broken in the middle.
     """
-    number = 0
-    for source, reading in inputs:
+    for position, (source, reading) in enumerate(inputs):
         base = source.image_base if is_remote(source.image_base) else source.image_base.absolute()
-        for rows in _cut(expand_answers(source.read(), reading)):
+        for number, rows in enumerate(_cut(expand_answers(source.read(), reading)), position * _NUMBERS_PER_INPUT):
             yield Task(number=number, source=source.name, image_base=base, reading=reading, rows=tuple(rows))
-            number += 1
 
 
 def _cut(rows: Iterable[IndexedRow]) -> Iterator[list[IndexedRow]]:

@@ -1,9 +1,9 @@
 """The files of a staged partition: its shard rows, what deduplication needs of them, and a marker written last.
 
-    part-000012.rows.arrow        kept rows, in the columns of the contract
-    part-000012.signatures.arrow  for each of them its text hash, its group and the hashes of its images
-    part-000012.thumbnails        one small grey copy after the other, in the order of the images
-    part-000012.json              the marker: key, rejected rows, the state of every image file that was read
+    part-000000012.rows.arrow        kept rows, in the columns of the contract
+    part-000000012.signatures.arrow  for each of them its text hash, its group and the hashes of its images
+    part-000000012.thumbnails        one small grey copy after the other, in the order of the images
+    part-000000012.json              the marker: key, rejected rows, the state of every image file that was read
 
 A marker whose key and files still fit means that the partition need not be done again.
 """
@@ -127,7 +127,7 @@ class StagedFiles:
     number: int
 
     def _path(self, suffix: str) -> Path:
-        return self.folder / f"part-{self.number:06d}.{suffix}"
+        return self.folder / f"part-{self.number:09d}.{suffix}"
 
     @property
     def rows(self) -> Path:
@@ -153,6 +153,11 @@ class StagedFiles:
     def position(self) -> Path:
         """Holds the position of the row that is being worked on, for when the process dies."""
         return self._path("at")
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All of a finished partition."""
+        return self.rows, self.signatures, self.thumbnails, self.marker
 
     def sizes(self) -> dict[str, int]:
         """Return the sizes in bytes of the files that a marker vouches for."""
