@@ -169,7 +169,8 @@ def _print_report(report: BuildReport) -> None:
 def _print_counts(counts: Counts, rejected: str | Path | None) -> None:
     click.echo(f"read {counts.read} = kept {counts.kept} + rejected {counts.read - counts.kept}")
     for reason, count in sorted(counts.rejected.items(), key=lambda item: -item[1]):
-        click.echo(f"  {reason:<24} {count}")
+        remark = ", now turns of kept rows" if reason == "merged" else ""
+        click.echo(f"  {reason:<24} {count}{remark}")
     if counts.rejected and rejected is not None:
         click.echo(f"  each with its reason in {rejected}")
 

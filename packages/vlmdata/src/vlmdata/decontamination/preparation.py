@@ -33,7 +33,8 @@ __all__ = ["Evaluation", "differing_options", "pixel_options", "prepare_evaluati
 
 # Options that refuse images or set how they are encoded, and do not change the pixels of those that are kept.
 _NOT_OF_PIXELS = frozenset(
-    "pages max_pages salvage_truncated max_pixels max_image_bytes max_aspect_ratio smallest_side jpeg_quality".split()
+    "strips pages max_pages salvage_truncated max_pixels max_image_bytes max_aspect_ratio smallest_side "
+    "jpeg_quality".split()
 )
 # What decodes, resizes and hashes.
 _PIXEL_MAKERS = ("vlmdata", "pillow")
@@ -180,6 +181,7 @@ def _lenient(config: BuildConfig, image_root: str | None) -> BuildConfig:
         images=replace(
             config.images,
             small="upscale" if config.images.small == "reject" else config.images.small,
+            strips="shrink",
             pages="all",
             salvage_truncated=True,
         ),
