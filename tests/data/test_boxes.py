@@ -113,3 +113,16 @@ def test_boxes_are_left_out_unless_their_format_is_known(tmp_path: Path) -> None
     report = build_folder(BuildConfig.from_values(values))
     assert any("boxes left out: no --box-format" in note for note in report.notes)
     assert next(iter(open_folder(tmp_path / "out").split("train").iterate(["objects"])))["objects"] is None
+
+
+def test_places_for_objects_in_texts_are_no_texts(tmp_path: Path) -> None:
+    Image.linear_gradient("L").save(tmp_path / "a.png")
+    objects = {"ref": ["cat"], "bbox": [[80, 40, 90, 90]]}
+    rows = [
+        {"image": "a.png", "question": "Find the <ref-object>.", "answer": "<bbox>", "objects": objects},
+        {"image": "a.png", "question": "What does <bbox> mean?", "answer": "A box.", "objects": None},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values = {"inputs": [str(tmp_path / "rows.jsonl")], "out": tmp_path / "out", "workers": 0, "box_format": "xyxy"}
+    report = build_folder(BuildConfig.from_values(values))
+    assert dict(report.manifest.counts.rejected) == {"unsupported_part": 1}

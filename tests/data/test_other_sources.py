@@ -186,3 +186,20 @@ def test_hub_sets_are_read_undecoded(tmp_path: Path, table: pa.Table, monkeypatc
     assert rows_of(source) == table.to_pylist()[:5]
     with pytest.raises(ConfigError, match="no split 'test'"):
         open_hub_set(str(tmp_path / "set"), "test", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[" * 100_000, "not readable"),
+        ("{", "not readable"),
+        ("{}", "not what save_to_disk of datasets writes"),
+        ('{"splits": 3}', "not what save_to_disk of datasets writes"),
+        ('{"splits": ["../elsewhere"]}', "'../elsewhere' is not the name of something beside it"),
+        ('{"splits": [3]}', "3 is not the name"),
+    ],
+)
+def test_broken_descriptions_of_saved_sets_are_told_in_a_line(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "dataset_dict.json").write_text(content)
+    with pytest.raises(DataError, match=words):
+        open_sources([str(tmp_path)], InputConfig())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from vlmdata.manifest import MANIFEST_NAME, is_built
 from vlmdata.remote_folder import fetch_folder
 from vlmdata.shards import BuiltFolder, Split, open_folder
 from vlmdata.sources import IndexedRow, Source, open_sources
-from vlmdata.sources.folders import IMAGE_SUFFIXES, list_images, open_saved_set, tell_folder
+from vlmdata.sources.folders import IMAGE_SUFFIXES, list_images, list_splits, open_saved_set, tell_folder
 
 __all__ = ["EvaluationSet", "open_evaluation_sets"]
 
@@ -95,8 +94,7 @@ def _open(text: str, image: Sequence[str], config: InputConfig) -> EvaluationSet
 def _open_rows(text: str, path: Path, kind: str | None, config: InputConfig) -> list[Source]:
     plain = replace(config, source_split=None, where=None)
     if kind == "folder" and tell_folder(path) == "saved set" and (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        return [open_saved_set(path, path.name, split) for split in splits]
+        return [open_saved_set(path, path.name, split) for split in list_splits(path)]
     if kind is None and not is_remote(text) and "@" in text:
         repository, _, split = text.rpartition("@")
         return open_sources([repository], replace(plain, source_split=split))

@@ -52,6 +52,7 @@ __all__ = [
 # Asked in this order: what is told by a closer look comes before what it is a kind of; columns fits everything.
 _DETECTED = (openai, axolotl, messages, finevision, trl, sharegpt, llava, swift, alpaca, captions, columns)
 FORMATS = (*_DETECTED, llamafactory)
+_OBJECT_PLACES = ("<ref-object>", "<bbox>")
 
 
 def plan_reading(
@@ -184,6 +185,8 @@ def convert_row(row: RawRow, index: int, source: str, reading: Reading) -> Sampl
         _rewrite(draft, (lambda text: _around_boxes(text, escape_tokens)) if boxed else escape_tokens)
     if problem := check_messages(draft.messages, reading.texts) or check_references(draft.references):
         return problem
+    if row.get("objects") and (problem := _find_object_places(draft)):
+        return problem
     objects: Objects | Problem | None = None
     if reading.texts.box_format is not None:
         objects = read_objects(row.get("objects"), reading.texts.box_format, len(draft.images))
@@ -222,6 +225,14 @@ def fit_to_images(sample: Sample, placements: Sequence[Sequence[Placement]], box
     if sample.objects is not None:
         sample.objects = move_boxes(sample.objects, stored)
     return move_text_boxes(sample, stored, box_format) if box_format is not None else None
+
+
+def _find_object_places(draft: Draft) -> Problem | None:
+    """Return the places where ms-swift writes objects into texts, each family's own way: as text they mean nothing."""
+    texts = (part.text or "" for message in draft.messages for part in message.content)
+    mark = next((mark for text in texts for mark in _OBJECT_PLACES if mark in text), None)
+    detail = f"{mark} is a place where ms-swift writes an object of the row; write the objects into the text beforehand"
+    return None if mark is None else Problem("unsupported_part", detail)
 
 
 def _check_boxes(draft: Draft) -> Problem | None:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlmdata.errors import DataError
@@ -21,6 +21,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "find_data_files",
     "list_images",
+    "list_splits",
     "open_image_folder",
     "open_saved_set",
     "tell_folder",
@@ -89,10 +90,11 @@ def open_saved_set(folder: Path, name: str, source_split: str | None) -> Source:
     if (folder / "state.json").is_file():
         splits = {"train": folder}
     else:
-        splits = {split: folder / split for split in _read_json(folder / "dataset_dict.json")["splits"]}
+        splits = {split: folder / split for split in list_splits(folder)}
     chosen, begin, end = choose_split(source_split, list(splits), str(folder))
     place = splits[chosen]
-    files = tuple(place / entry["filename"] for entry in _read_json(place / "state.json")["_data_files"])
+    names = _read_names(place / "state.json", lambda state: [entry["filename"] for entry in state["_data_files"]])
+    files = tuple(place / each for each in names)
 
     def read() -> Iterator[IndexedRow]:
         numbers = count()
@@ -108,11 +110,27 @@ def open_saved_set(folder: Path, name: str, source_split: str | None) -> Source:
     )
 
 
-def _read_json(path: Path) -> Any:
+def list_splits(folder: Path) -> list[str]:
+    """Return the splits of a folder written by `DatasetDict.save_to_disk`.
+
+    Raises:
+        DataError: its dataset_dict.json is broken.
+    """
+    return _read_names(folder / "dataset_dict.json", lambda value: value["splits"])
+
+
+def _read_names(path: Path, pick: Callable[[Any], Any]) -> list[str]:
+    """Return the names that a file of a saved set lists; each is of something beside it, not elsewhere."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        names = list(pick(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: not what save_to_disk of datasets writes: {error!r}") from error
+    for name in names:
+        if not isinstance(name, str) or PurePosixPath(name).name != name:
+            raise DataError(f"{path}: {name!r:.100} is not the name of something beside it")
+    return names
 
 
 def open_image_folder(
