@@ -97,6 +97,8 @@ def test_an_export_answers_as_the_run_does(full_run, out) -> None:
     report = export_run(full_run, out)
     assert report["merged_weights"] is None
     assert report["parity"]["training_change"] is None
+    # the base is what was trained from, not the run's own folder
+    assert report["base"] == json.loads((full_run / "run.json").read_text())["base"]
     model = load_answering_model(str(out))
     assert model.loaded.source.family is not None
     content = [{"type": "image"}, {"type": "text", "text": "Which colour is this?"}]

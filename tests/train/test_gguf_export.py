@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 
 from vlmdata.errors import ConfigError, DataError, MissingDependencyError
 from vlmtrain.exports import describe_export, export
-from vlmtrain.gguf_export import find_llama_cpp, write_gguf
+from vlmtrain.gguf_export import GgufFiles, LlamaCpp, find_llama_cpp, write_gguf
 from vlmtrain.inference import load_answering_model
 from vlmtrain.merged_weights import sum_squares
 from vlmtrain.settings import ExportConfig
@@ -52,14 +52,9 @@ def add_quantizer(folder: Path) -> None:
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
 
 
-def export_gguf(run: Path, out: Path, folder: Path, **options) -> dict:
-    config = ExportConfig(out=out, format="gguf", llama_cpp=folder, backend="transformers", **options)
-    return export(str(run), config)
-
-
 def test_both_files_hold_the_trained_model(lora_run, llama_cpp, tmp_path) -> None:
     out = tmp_path / "colours"
-    report = export_gguf(lora_run, out, llama_cpp)
+    report = export(str(lora_run), ExportConfig(out=out, format="gguf", llama_cpp=llama_cpp, backend="transformers"))
     files = {path.name for path in out.iterdir()}
     assert files == {"colours-BF16.gguf", "mmproj-colours-BF16.gguf", "README.md", "export.json"}
     found = report["gguf"]
@@ -77,17 +72,21 @@ def test_both_files_hold_the_trained_model(lora_run, llama_cpp, tmp_path) -> Non
         load_answering_model(str(out))
 
 
-def test_narrower_types_are_made_by_llama_quantize(lora_run, llama_cpp, tmp_path, monkeypatch) -> None:
+def write(merged, llama_cpp: LlamaCpp, out: Path, gguf_type: str = "bf16") -> GgufFiles:
+    folder, squares = merged
+    arguments = {"stem": "out", "gguf_type": gguf_type, "weight_squares": squares, "may_lack": 0.0}
+    return write_gguf(llama_cpp, folder, out, **arguments)
+
+
+def test_narrower_types_are_made_by_llama_quantize(merged, llama_cpp, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     with pytest.raises(MissingDependencyError, match="--gguf-type q4_k_m needs llama-quantize"):
-        export_gguf(lora_run, tmp_path / "out", llama_cpp, gguf_type="q4_k_m")
+        find_llama_cpp(llama_cpp, "q4_k_m")
     monkeypatch.undo()
     add_quantizer(llama_cpp)
-    report = export_gguf(lora_run, tmp_path / "out", llama_cpp, gguf_type="q4_k_m")
-    files = {path.name for path in (tmp_path / "out").glob("*.gguf")}
-    assert (
-        files == {"out-Q4_K_M.gguf", "mmproj-out-BF16.gguf"} == {report["gguf"]["model"], report["gguf"]["projector"]}
-    )
+    found = write(merged, find_llama_cpp(llama_cpp, "q4_k_m"), tmp_path, "q4_k_m")
+    files = {path.name for path in tmp_path.glob("*.gguf")}
+    assert files == {"out-Q4_K_M.gguf", "mmproj-out-BF16.gguf"} == {found.model, found.projector}
     assert (llama_cpp / "quantised").read_text() == "Q4_K_M\n"
 
 
@@ -102,32 +101,14 @@ def test_narrower_types_are_made_by_llama_quantize(lora_run, llama_cpp, tmp_path
 )
 def test_what_is_not_the_model_is_refused(mode, words, tiny_qwen, merged, llama_cpp, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("STAND_IN_MODE", f"base={tiny_qwen}" if mode == "base" else mode)
-    folder, squares = merged
     with pytest.raises(DataError) as caught:
-        write_gguf(
-            find_llama_cpp(llama_cpp, "bf16"),
-            folder,
-            tmp_path,
-            stem="out",
-            gguf_type="bf16",
-            weight_squares=squares,
-            may_lack=0.0,
-        )
+        write(merged, find_llama_cpp(llama_cpp, "bf16"), tmp_path)
     assert words in str(caught.value)
 
 
 def test_16_bit_floats_of_the_other_kind_are_checked_too(merged, llama_cpp, tmp_path) -> None:
-    folder, squares = merged
-    found = write_gguf(
-        find_llama_cpp(llama_cpp, "f16"),
-        folder,
-        tmp_path,
-        stem="out",
-        gguf_type="f16",
-        weight_squares=squares,
-        may_lack=0.0,
-    )
-    assert found.trained_layers_found == len(squares)
+    found = write(merged, find_llama_cpp(llama_cpp, "f16"), tmp_path, "f16")
+    assert found.trained_layers_found == len(merged[1])
     assert {tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "out-F16.gguf").tensors} == {"F16", "F32"}
 
 

@@ -107,12 +107,12 @@ def test_families_with_terms_of_their_own_get_a_note(tmp_path) -> None:
 
 
 def test_the_licence_is_that_of_the_bases_card(tmp_path) -> None:
-    source = make_source(name=str(tmp_path))
-    assert base_licence(source) == {}
+    base = {"name": str(tmp_path), "revision": None}
+    assert base_licence(base) == {}
     (tmp_path / "README.md").write_text("---\nlicense: gemma\nlicense_link: https://l\ntags: [a]\n---\n# Base\n")
-    assert base_licence(source) == {"license": "gemma", "license_link": "https://l"}
+    assert base_licence(base) == {"license": "gemma", "license_link": "https://l"}
     (tmp_path / "README.md").write_text("---\nlicense: [broken\n---\n")
-    assert base_licence(source) == {}
+    assert base_licence(base) == {}
 
 
 def test_front_matter_is_json_too(tmp_path) -> None:

@@ -30,7 +30,7 @@ from vlmtrain.parity import TOLERANCE, Parity, answer_logits, base_logits, compa
 from vlmtrain.processors import save_processor
 from vlmtrain.quantised_export import quantise_folder
 from vlmtrain.settings import ExportConfig
-from vlmtrain.source import EXPORT_FILE, RESULT_PATTERNS, RUN_FILE, find_model
+from vlmtrain.source import EXPORT_FILE, RESULT_PATTERNS, RUN_FILE, ModelSource, find_model
 
 __all__ = ["describe_export", "export"]
 
@@ -105,7 +105,7 @@ def _make(task: ExportTask, folder: Path) -> dict[str, Any]:
     report: dict[str, Any] = {
         "model": task.name,
         "format": task.config.format,
-        "base": identify_base(task.source),
+        "base": _base_of(task.source),
         "trained_in": task.source.trained_in,
         "backend": task.backend.NAME,
         "data_fingerprint": task.folder.manifest.fingerprint,
@@ -135,6 +135,13 @@ def _make(task: ExportTask, folder: Path) -> dict[str, Any]:
     report["environment"] = describe_environment()
     _write_card(task, folder, report)
     return report
+
+
+def _base_of(source: ModelSource) -> dict[str, Any]:
+    """The base; where all weights were trained, what the run recorded of it."""
+    if source.adapter is None and source.recorded_base:
+        return {"name": "", "revision": None, "commit": None, "fingerprint": None} | source.recorded_base
+    return identify_base(source)
 
 
 def _write_plain(task: ExportTask, out: Path) -> _Trained:
@@ -249,7 +256,7 @@ def _write_card(task: ExportTask, folder: Path, report: dict[str, Any]) -> None:
             manifest=task.folder.manifest,
             run=json.loads((run / RUN_FILE).read_text(encoding="utf-8")) if run else None,
             scores=read_scores(run),
-            licence=own or base_licence(task.source),
+            licence=own or base_licence(report["base"]),
             title=task.title,
         )
 

@@ -32,16 +32,20 @@ _FAMILY_NOTES = {
 }
 
 
-def base_licence(source: ModelSource) -> dict[str, Any]:
-    """The licence that the base's own card names: `license` and, where there, `license_name` and `license_link`."""
+def base_licence(base: Mapping[str, Any]) -> dict[str, Any]:
+    """The licence that the base's own card names: `license` and, where there, `license_name` and `license_link`.
+
+    Args:
+        base: From `identify_base`.
+    """
     from huggingface_hub import ModelCard, try_to_load_from_cache
     from yaml import YAMLError
 
-    if source.is_local:
-        path = Path(source.name) / CARD
+    if _is_local(base):
+        path = Path(base["name"]) / CARD
     else:
-        cached = try_to_load_from_cache(source.name, CARD, revision=source.revision)
-        path = Path(cached) if isinstance(cached, str) else _download_card(source)
+        cached = try_to_load_from_cache(base["name"], CARD, revision=base["revision"])
+        path = Path(cached) if isinstance(cached, str) else _download_card(base)
     if not path.is_file():
         return {}
     try:
@@ -52,12 +56,16 @@ def base_licence(source: ModelSource) -> dict[str, Any]:
     return {key: data[key] for key in ("license", "license_name", "license_link") if isinstance(data.get(key), str)}
 
 
-def _download_card(source: ModelSource) -> Path:
+def _is_local(base: Mapping[str, Any]) -> bool:
+    return Path(base["name"]).is_absolute()
+
+
+def _download_card(base: Mapping[str, Any]) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(source.name, CARD, revision=source.revision))
+        return Path(hf_hub_download(base["name"], CARD, revision=base["revision"]))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
         return Path(CARD).absolute() / "absent"
 
@@ -93,8 +101,8 @@ def write_model_card(
     data = _metadata(report, source, scores, licence, title)
     sections = [
         f"# {title}",
-        _what_it_is(report, source),
-        "## Use\n\n" + _usage(report, source),
+        _what_it_is(report),
+        "## Use\n\n" + _usage(report),
         "## Training data\n\n" + "\n".join(_data_lines(manifest, run)),
         "## Settings\n\n" + _settings(run),
         "## Scores\n\n" + "\n".join(_score_lines(scores)),
@@ -131,7 +139,8 @@ def _metadata(
     ]
     library = {"adapter": "peft", "gguf": None}.get(report["format"], "transformers")
     tags = ["vlmtrain", *([source.family.name] if source.family else []), *(["lora"] if source.adapter else [])]
-    on_hub = {} if source.is_local else {"base_model": source.name, "base_model_relation": _RELATION[report["format"]]}
+    base, relation = report["base"], _RELATION[report["format"]]
+    on_hub = {} if _is_local(base) else {"base_model": base["name"], "base_model_relation": relation}
     return ModelCardData(
         model_name=title,
         library_name=library,
@@ -143,13 +152,13 @@ def _metadata(
     )
 
 
-def _base_name(source: ModelSource) -> str:
-    if source.is_local:
-        return f"a local model ({Path(source.name).name})"
-    return f"[{source.name}](https://huggingface.co/{source.name})"
+def _base_name(base: Mapping[str, Any]) -> str:
+    if _is_local(base):
+        return f"a local model ({Path(base['name']).name})"
+    return f"[{base['name']}](https://huggingface.co/{base['name']})"
 
 
-def _what_it_is(report: Mapping[str, Any], source: ModelSource) -> str:
+def _what_it_is(report: Mapping[str, Any]) -> str:
     base = report["base"]
     told_by = base.get("commit") or base.get("fingerprint")
     kind = {
@@ -161,17 +170,17 @@ def _what_it_is(report: Mapping[str, Any], source: ModelSource) -> str:
     named = f" at {'commit' if base.get('commit') else 'fingerprint'} `{told_by[:12]}`" if told_by else ""
     warning = f"\n\n**{WARNING}.**" if report["format"] == "merged_4bit" else ""
     trained = f" Trained in {report['trained_in']}." if report.get("trained_in") else ""
-    return f"{kind} {_base_name(source)}{named}.{trained}{warning}"
+    return f"{kind} {_base_name(base)}{named}.{trained}{warning}"
 
 
-def _usage(report: Mapping[str, Any], source: ModelSource) -> str:
+def _usage(report: Mapping[str, Any]) -> str:
     if report["format"] == "gguf":
         files = report["gguf"]
         return f"```\nllama-mtmd-cli -m {files['model']} --mmproj {files['projector']} --image FILE -p PROMPT\n```"
     load = 'model = AutoModelForImageTextToText.from_pretrained(PATH, dtype="auto", device_map="auto")'
     extra = ""
     if report["format"] == "adapter":
-        base = f'"{source.name}"' if not source.is_local else "BASE"
+        base = "BASE" if _is_local(report["base"]) else f'"{report["base"]["name"]}"'
         revision = f', revision="{report["base"]["commit"]}"' if report["base"].get("commit") else ""
         load = f'model = AutoModelForImageTextToText.from_pretrained({base}{revision}, dtype="auto", device_map="auto")'
         load += "\nmodel = PeftModel.from_pretrained(model, PATH)"
