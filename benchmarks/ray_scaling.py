@@ -5,8 +5,8 @@
 Builds with `--engine local --workers 1` and `2`, and with `--engine ray` on clusters of one and of two nodes that run
 on this machine (`ray.cluster_utils.Cluster`), on the same photos, one after the other, round by round. Times are whole
 commands; a cluster is started before its commands and not counted, connecting to it is. `CPU s` is the processor time
-of all processes, the cluster's too. `per image` is what a further image costs of it, from a second, smaller set, so that
-what each build needs once (imports, connecting, checking the nodes) stands apart, as `once`. Shards are compared.
+of all processes, the cluster's too. `per image` is what a further image costs of it, from a second, smaller set, so
+that what each build needs once (imports, connecting, checking the nodes) stands apart, as `once`. Shards are compared.
 """
 
 from __future__ import annotations
