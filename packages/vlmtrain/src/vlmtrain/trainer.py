@@ -27,6 +27,7 @@ from vlmtrain.metrics import METRICS
 from vlmtrain.processes import agree_on_largest, is_main_process, process_count
 from vlmtrain.rows import Rows
 from vlmtrain.run_folder import RunFolder, drop_lines_after
+from vlmtrain.speed.trainer import Arrangement, arrange_trainer
 from vlmtrain.stops import StopRequest
 from vlmtrain.val_answers import ValAnswers, with_answer_metrics
 from vlmtrain.val_loss import with_token_mean_loss
@@ -50,11 +51,12 @@ class Schedule:
     """One pass over the rows."""
 
 
-def plan_schedule(config: FitConfig, rows: int) -> Schedule:
-    """Counts the steps of a run over `rows` training rows."""
+def plan_schedule(config: FitConfig, rows: int, steps_per_epoch: int | None = None) -> Schedule:
+    """Counts the steps of a run over `rows` training rows, or over as many steps as an epoch was arranged in."""
     optimizer = config.optimizer
-    batches = math.ceil(rows / (optimizer.batch_size * process_count()))
-    steps_per_epoch = max(1, math.ceil(batches / optimizer.grad_accum))
+    if steps_per_epoch is None:
+        batches = math.ceil(rows / (optimizer.batch_size * process_count()))
+        steps_per_epoch = max(1, math.ceil(batches / optimizer.grad_accum))
     steps = optimizer.max_steps or max(1, math.ceil(steps_per_epoch * optimizer.epochs))
     return Schedule(
         steps=steps,
@@ -72,6 +74,7 @@ def make_trainer(
     val_rows: Rows | None,
     *,
     config: FitConfig,
+    arrangement: Arrangement,
     schedule: Schedule,
     run: RunFolder,
     stop: StopRequest,
@@ -87,6 +90,7 @@ def make_trainer(
         train_rows: Rows `{messages, images}`.
         val_rows: The same for the evaluation loss, or None.
         config: All settings.
+        arrangement: How steps are run.
         schedule: The steps.
         run: Where checkpoints and metrics go.
         stop: Is asked after each step whether to save and stop.
@@ -99,7 +103,7 @@ def make_trainer(
     from transformers import PrinterCallback
     from trl import SFTConfig
 
-    arguments = _training_arguments(backend, loaded, config, schedule, run, has_val=val_rows is not None)
+    arguments = _training_arguments(backend, loaded, config, arrangement, schedule, run, has_val=val_rows is not None)
     known = {field.name for field in dataclasses.fields(SFTConfig)}
     # Unsloth's SFTConfig drops arguments that it does not know, with a print that nobody reads.
     if unknown := sorted(set(arguments) - known):
@@ -114,8 +118,12 @@ def make_trainer(
     if is_main_process():
         callbacks += make_logger_callbacks(config.monitor.report_to, run.path, first_step=first_step)
     optimizer = _make_optimizer(loaded.model, settings, config)
+    if config.speed.profile_steps:
+        from vlmtrain.speed.profile import StepProfile
+
+        callbacks.append(StepProfile(run.path / "profile.txt", steps=config.speed.profile_steps))
     kind = with_token_mean_loss(with_whole_checkpoints(with_loadable_checkpoints(backend.trainer_class())))
-    trainer = with_answer_metrics(kind, val_answers)(
+    trainer = with_answer_metrics(arrange_trainer(kind, arrangement), val_answers)(
         model=loaded.model,
         args=settings,
         data_collator=collate,
@@ -131,7 +139,14 @@ def make_trainer(
 
 
 def _training_arguments(
-    backend: Backend, loaded: LoadedModel, config: FitConfig, schedule: Schedule, run: RunFolder, *, has_val: bool
+    backend: Backend,
+    loaded: LoadedModel,
+    config: FitConfig,
+    arrangement: Arrangement,
+    schedule: Schedule,
+    run: RunFolder,
+    *,
+    has_val: bool,
 ) -> dict[str, Any]:
     import torch
 
@@ -143,9 +158,9 @@ def _training_arguments(
     return {
         "output_dir": str(run.checkpoints),
         "max_steps": schedule.steps,
-        "per_device_train_batch_size": optimizer.batch_size,
+        "per_device_train_batch_size": arrangement.rows,
         "per_device_eval_batch_size": optimizer.batch_size,
-        "gradient_accumulation_steps": optimizer.grad_accum,
+        "gradient_accumulation_steps": arrangement.passes,
         "learning_rate": config.lr,
         "lr_scheduler_type": optimizer.schedule,
         "warmup_steps": schedule.warmup_steps,
@@ -180,7 +195,8 @@ def _training_arguments(
         "disable_tqdm": not sys.stderr.isatty(),
         **_group_arguments(on_gpu=on_gpu),
         **logger_arguments(config.monitor.report_to, run.path.name),
-        **backend.checkpointing_arguments(config),
+        # layers that are switched one by one must not be switched all at once
+        **({"gradient_checkpointing": False} if arrangement.switches else backend.checkpointing_arguments(config)),
     }
 
 
@@ -198,24 +214,29 @@ def _group_arguments(*, on_gpu: bool) -> dict[str, Any]:
 
 
 def optimizer_name(config: FitConfig) -> str:
-    """The optimizer behind `auto`: 8-bit AdamW keeps its moments in a quarter of the memory, but needs a GPU."""
+    """The optimizer behind `auto`.
+
+    Adapters are many small matrices: 8-bit AdamW takes them one by one, a tenth of a second a step for hundreds of
+    them, to save memory that hardly counts; torch's fused one takes all at once. For all weights it is the reverse.
+    """
     import torch
 
     if config.optimizer.optimizer != "auto":
         return config.optimizer.optimizer
-    return "adamw_8bit" if torch.cuda.is_available() else "adamw_torch"
+    if not torch.cuda.is_available():
+        return "adamw_torch"
+    return "adamw_torch_fused" if config.adapter.method == "lora" else "adamw_8bit"
 
 
 def _make_optimizer(model: Any, settings: Any, config: FitConfig) -> Any:
     """The optimizer with groups by learning rate (vision tower or not) and weight decay (matrices or not)."""
     from transformers import Trainer
 
-    rates = {"vision": config.vision_lr, "connector": config.connector_lr}
     groups: dict[tuple[float, float], list[Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        lr = rates.get(part_of(name), config.lr)
+        lr = config.vision_lr if part_of(name) == "vision" else config.lr
         # Biases and normalisation gains are not shrunk.
         decay = config.optimizer.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((lr, decay), []).append(parameter)

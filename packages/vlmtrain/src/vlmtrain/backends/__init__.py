@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from vlmdata.errors import MissingDependencyError
-from vlmtrain.adapter_config import AdapterConfig
 from vlmtrain.chat import ChatFormat
-from vlmtrain.config import FitConfig
+from vlmtrain.config import AdapterConfig, FitConfig
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.source import ModelSource
 
@@ -53,6 +52,18 @@ class Backend(Protocol):
 
     def checkpointing_arguments(self, config: FitConfig) -> dict[str, Any]:
         """Arguments of SFTConfig that switch gradient checkpointing."""
+
+    def score_supervised(self, model: Any, inputs: dict[str, Any], positions: Any) -> tuple[Any, Any]:
+        """A forward pass up to the output head.
+
+        Args:
+            model: As the trainer holds it.
+            inputs: A batch without labels.
+            positions: `(K,)` positions whose states are wanted.
+
+        Returns:
+            `(B, K, H)` last hidden states and the head, or `(B, K, V)` scores and the identity.
+        """
 
     def prepare_inference(self, loaded: LoadedModel) -> None:
         """Switches the model to generation."""

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from vlmdata.errors import ConfigError, ResourceError
-from vlmtrain.adapter_config import AdapterConfig
 from vlmtrain.chat import ChatFormat
-from vlmtrain.config import FitConfig
+from vlmtrain.config import AdapterConfig, FitConfig
 from vlmtrain.device import half_precision
-from vlmtrain.layers import adapter_targets, full_modules
+from vlmtrain.layers import adapter_targets
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.masks import IGNORE_INDEX
 from vlmtrain.source import ModelSource
@@ -25,6 +24,7 @@ __all__ = [
     "prepare_inference",
     "prepare_training",
     "save_merged",
+    "score_supervised",
     "trainer_class",
 ]
 
@@ -103,9 +103,7 @@ def add_adapter(loaded: LoadedModel, config: AdapterConfig, *, checkpointing: st
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         use_rslora=config.rslora,
-        use_dora=config.dora,
         target_modules=adapter_targets(loaded.model, config),
-        modules_to_save=full_modules(loaded.model, config) or None,
         task_type="CAUSAL_LM",
     )
     loaded.model = get_peft_model(loaded.model, lora)
@@ -163,6 +161,13 @@ def trainer_class() -> type:
             return Trainer.prediction_step(self, *args, **kwargs)
 
     return ReferenceTrainer
+
+
+def score_supervised(model: Any, inputs: dict[str, Any], positions: Any) -> tuple[Any, Any]:
+    """Scores at some positions, and nothing to be done to them; see `vlmtrain.backends.Backend`."""
+    import torch
+
+    return model(**inputs, logits_to_keep=positions, use_cache=False).logits, torch.nn.Identity()
 
 
 def checkpointing_arguments(config: FitConfig) -> dict[str, Any]:

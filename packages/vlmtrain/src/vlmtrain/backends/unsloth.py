@@ -27,10 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmdata.errors import ConfigError, ResourceError
-from vlmtrain.adapter_config import AdapterConfig
 from vlmtrain.chat import ChatFormat
-from vlmtrain.config import FitConfig
-from vlmtrain.layers import adapter_targets, full_modules
+from vlmtrain.config import AdapterConfig, FitConfig
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.source import ModelSource
 
@@ -43,6 +41,7 @@ __all__ = [
     "prepare_inference",
     "prepare_training",
     "save_merged",
+    "score_supervised",
     "trainer_class",
 ]
 
@@ -107,8 +106,6 @@ def add_adapter(loaded: LoadedModel, config: AdapterConfig, *, checkpointing: st
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "use_rslora": config.rslora,
-        "use_dora": config.dora,
-        "modules_to_save": full_modules(loaded.model, config) or None,
         "finetune_vision_layers": config.finetune_vision_layers,
         "finetune_language_layers": config.finetune_language_layers,
         "finetune_attention_modules": config.finetune_attention_modules,
@@ -116,11 +113,7 @@ def add_adapter(loaded: LoadedModel, config: AdapterConfig, *, checkpointing: st
         "use_gradient_checkpointing": _CHECKPOINTING[checkpointing],
         "random_state": seed,
     }
-    if config.connector != "frozen" or config.modules_to_save:
-        # its flags never reach a connector; full names do
-        arguments["target_modules"] = adapter_targets(loaded.model, config)
-        arguments |= dict.fromkeys((name for name in arguments if name.startswith("finetune_")), True)
-    elif config.targets == "all-linear":
+    if config.targets == "all-linear":
         arguments["target_modules"] = "all-linear"
     _refuse_unknown(FastBaseModel.get_peft_model, arguments)
     loaded.model = unsloth.FastVisionModel.get_peft_model(loaded.model, **arguments)
@@ -152,6 +145,24 @@ def trainer_class() -> type:
     unsloth.FastVisionModel  # noqa: B018  # the patch is in place because unsloth was imported above
     trainer: type = SFTTrainer
     return trainer
+
+
+def score_supervised(model: Any, inputs: dict[str, Any], positions: Any) -> tuple[Any, Any]:
+    """Last hidden states at some positions, and the output head; see `vlmtrain.backends.Backend`."""
+    import torch
+
+    before = os.environ.get("UNSLOTH_RETURN_HIDDEN_STATES", "0")
+    os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = "1"
+    try:
+        hidden = model(**inputs, logits_to_keep=positions, use_cache=False).logits
+    finally:
+        os.environ["UNSLOTH_RETURN_HIDDEN_STATES"] = before
+    base = model.module if hasattr(model, "module") else model
+    head = base.get_output_embeddings()
+    if hidden.shape[-1] == head.out_features:
+        # a model whose forward Unsloth has not rewritten gives scores
+        return hidden, torch.nn.Identity()
+    return hidden.to(head.weight.dtype), head
 
 
 def checkpointing_arguments(config: FitConfig) -> dict[str, Any]:
@@ -196,10 +207,6 @@ def _cast_to_16bit(out: Path) -> None:
 
 def _refuse_unknown(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
     # Unsloth ignores keyword arguments that it does not know; a renamed one must not pass unseen.
-    # What it does not name itself it hands to peft.
-    from peft import LoraConfig
-
-    known = {*inspect.signature(function).parameters, *inspect.signature(LoraConfig).parameters}
-    unknown = sorted(set(arguments) - known)
+    unknown = sorted(set(arguments) - set(inspect.signature(function).parameters))
     if unknown:
         raise ConfigError(f"this version of unsloth does not know the arguments {', '.join(unknown)} of get_peft_model")

@@ -1,0 +1,254 @@
+"""A training step of vlmtrain against the notebooks' recipe, on one GPU, offline.
+
+Makes a model of a real shape with random weights and a set of pictures, then trains on the same rows in the same order,
+with the same pixels, masks, global batch and adapters: the notebooks' script (benchmarks/notebook_recipe.py) and
+`vlmtrain fit` with its defaults. Each run is a process of its own; recipes take turns.
+
+    python benchmarks/train_step.py --work DIR [--shapes qwen2.5-vl-3b] [--sizes 512x384 1000x750] [--repeats 1]
+
+Prints a table and writes DIR/train_step.json. Step time is from log to log, the median of the steps after the tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from full_size import SHAPES, build_set, make_full_size
+
+WARM_STEPS = 10
+WARMUP_STEPS = 5
+PROFILED_STEPS = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--shapes", nargs="+", default=["qwen2.5-vl-3b"], choices=list(SHAPES))
+    parser.add_argument("--sizes", nargs="+", default=["512x384", "1000x750"])
+    parser.add_argument("--recipes", nargs="+", default=["notebook", "vlmtrain"], help="of " + ", ".join(RECIPES))
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--load-in", default="16bit")
+    parser.add_argument("--gpu-memory-gb", type=float)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--limit", type=float, default=900, help="seconds that a recipe may take")
+    parser.add_argument("--profile", nargs="*", default=[], help="recipes of which some steps are profiled")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    rate = measure_matrix_rate()
+    print(f"matrix product, bf16: {rate / 1e12:.0f} TFLOP/s", flush=True)
+    results = []
+    for shape in options.shapes:
+        model = make_full_size(shape, options.work / shape)
+        for size in options.sizes:
+            sizes = mixed_sizes() if size == "mixed" else [tuple(map(int, size.split("x")))]
+            rows = options.batch_size * options.steps
+            data = build_set(options.work / f"set-{size}-{rows}", rows=rows, sizes=sizes)
+            for repeat in range(options.repeats):
+                for recipe in options.recipes:
+                    out = options.work / f"{shape}-{size}-{options.load_in}-{recipe}-{repeat}"
+                    result = run_recipe(recipe, model, data, out, options)
+                    result |= {"shape": shape, "size": size, "repeat": repeat, "matrix_rate": rate}
+                    result["flops"] = count_flops(model, data, options.batch_size)
+                    results.append(result)
+                    (options.work / "train_step.json").write_text(json.dumps(results, indent=1) + "\n")
+                    print_table([line for line in results if (line["shape"], line["size"]) == (shape, size)])
+
+
+def mixed_sizes() -> list[tuple[int, int]]:
+    """Sizes between 300 and 1000 px a side, as sets of photographs and documents have them."""
+    import numpy as np
+
+    draw = np.random.default_rng(1)
+    return [(int(w), int(h)) for w, h in draw.integers(300, 1001, (61, 2))]
+
+
+def run_recipe(recipe: str, model: Path, data: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Runs a recipe in a process of its own and returns its steps."""
+    began = time.monotonic()
+    result: dict[str, Any] = RECIPES[recipe](model, data, out, options)
+    result |= {"recipe": recipe, "whole_seconds": time.monotonic() - began, "load_in": options.load_in}
+    return result
+
+
+def run_vlmtrain(model: Path, data: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """`vlmtrain fit` with its defaults; the schedule is that of the notebooks."""
+    arguments = ["--data", data, "--model", model, "--out", out, "--overwrite", "--backend", "unsloth"]
+    arguments += ["--load-in", options.load_in, "--max-steps", options.steps, "--lr", 2e-4, "--schedule", "linear"]
+    arguments += ["--warmup", WARMUP_STEPS / options.steps, "--batch-size", options.batch_size, "--grad-accum", 1]
+    if options.gpu_memory_gb:
+        arguments += ["--gpu-memory-gb", options.gpu_memory_gb]
+    if "vlmtrain" in options.profile:
+        arguments += ["--profile-steps", PROFILED_STEPS]
+    run([sys.executable, "-m", "vlmtrain", "fit", *arguments], Path(f"{out}.log"), options.limit)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    return {"steps": steps, "peak_memory_gb": max(step["peak_memory_gb"] for step in steps)}
+
+
+def run_notebook(
+    model: Path, data: Path, out: Path, options: argparse.Namespace, *, batch_size: int = 0, passes: int = 1
+) -> dict[str, Any]:
+    """The notebooks' script on the rows in the order in which `vlmtrain fit` takes them."""
+    order = out.parent / "order.json"
+    order.write_text(json.dumps(order_of(data, options.batch_size)), encoding="utf-8")
+    script = Path(__file__).parent / "notebook_recipe.py"
+    arguments = ["--model", model, "--data", data, "--out", f"{out}.json", "--max-steps", options.steps]
+    arguments += ["--order", order, "--batch-size", batch_size or options.batch_size, "--grad-accum", passes]
+    arguments += ["--instruction-part", markers(model)[0], "--response-part", markers(model)[1]]
+    if options.load_in == "4bit":
+        arguments.append("--load-in-4bit")
+    if options.gpu_memory_gb:
+        arguments += ["--gpu-memory-gb", options.gpu_memory_gb]
+    if "notebook" in options.profile:
+        arguments += ["--profile", f"{out}.txt"]
+    run([sys.executable, script, *arguments], Path(f"{out}.log"), options.limit)
+    result: dict[str, Any] = json.loads(Path(f"{out}.json").read_text(encoding="utf-8"))
+    return result
+
+
+def run_guide(model: Path, data: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The guides' own numbers, one row at a time and four passes a step, in 4 bit; half the global batch."""
+    guide = argparse.Namespace(**{**vars(options), "load_in": "4bit"})
+    return run_notebook(model, data, out, guide, batch_size=1, passes=4)
+
+
+RECIPES = {"notebook": run_notebook, "guide": run_guide, "vlmtrain": run_vlmtrain}
+
+
+def run(command: list[Any], log: Path, limit_s: float) -> None:
+    """Runs a command, its output in a file of which the end is shown."""
+    print("$", " ".join(str(part) for part in command[1:]), flush=True)
+    with log.open("w", encoding="utf-8") as file:
+        try:
+            subprocess.run(
+                [str(part) for part in command],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=True,
+                timeout=limit_s,
+            )
+        finally:
+            file.flush()
+            print("\n".join(log.read_text(encoding="utf-8").splitlines()[-12:]), flush=True)
+
+
+def order_of(data: Path, batch_size: int) -> list[int]:
+    """The order of `vlmtrain fit` in its first epoch, by the seed that it has by itself."""
+    import numpy as np
+
+    from vlmdata.shards import open_folder
+    from vlmtrain.speed.batches import BatchPlan
+
+    rows = open_folder(data).split("train").num_rows
+    plan = BatchPlan(lengths=np.ones(rows, dtype=np.int64), rows=batch_size, passes=1, seed=3407, packed=True)
+    return [row for rows in plan.arrange(0) for row in rows]
+
+
+def markers(model: Path) -> tuple[str, str]:
+    """The texts with which the family's template opens a user's and an assistant's turn."""
+    from vlmdata.families import find_family
+
+    family = find_family(json.loads((model / "config.json").read_text(encoding="utf-8")))
+    assert family is not None
+    return family.instruction_part, family.response_part
+
+
+def measure_matrix_rate() -> float:
+    """Operations a second of a large bf16 matrix product here: the ceiling that utilisation is a share of."""
+    import torch
+
+    size = 8192
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(10):
+        a @ b
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(50):
+        a @ b
+    torch.cuda.synchronize()
+    rate = 50 * 2 * size**3 / (time.perf_counter() - began)
+    del a, b
+    torch.cuda.empty_cache()
+    return rate
+
+
+def count_flops(model: Path, data: Path, batch_size: int) -> float:
+    """Operations that one step asks for: twice the weights a token forward, and the same again for its gradients.
+
+    Base weights have no gradients of their own; recomputation, padding, adapters and attention scores are not counted.
+    """
+    from vlmdata.families import find_family
+    from vlmdata.shards import open_folder
+
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    text, vision = config["text_config"], config["vision_config"]
+    family = find_family(config)
+    assert family is not None
+    from vlmtrain.lengths import measure_lengths
+    from vlmtrain.processors import load_chat_format, load_processor
+    from vlmtrain.source import find_model
+
+    source = find_model(str(model))
+    chat = load_chat_format(source, load_processor(source))
+    lengths = measure_lengths(open_folder(data).split("train"), chat, family)
+    tokens, image_tokens = float(lengths.tokens.mean()), float(lengths.image_tokens.mean())
+    merge = vision.get("spatial_merge_size", 2)
+    head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    language = (
+        text["num_hidden_layers"]
+        * text["hidden_size"]
+        * (head * (2 * text["num_attention_heads"] + 2 * text["num_key_value_heads"]) + 3 * text["intermediate_size"])
+    )
+    depth = vision.get("depth") or vision["num_hidden_layers"]
+    gates = 3 if family.name == "qwen2.5-vl" else 2
+    tower = depth * vision["hidden_size"] * (4 * vision["hidden_size"] + gates * vision["intermediate_size"])
+    patches = (
+        image_tokens * merge**2
+        if "spatial_merge_size" in vision
+        else (vision["image_size"] / vision["patch_size"]) ** 2
+    )
+    return 4 * batch_size * (language * tokens + tower * patches)
+
+
+def counted(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps whose time counts: compilation is over, and nothing is profiled."""
+    return [step for number, step in enumerate(result["steps"]) if number >= WARM_STEPS and not 14 <= number <= 20]
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    first = results[0]
+    print(
+        f"\n{first['shape']}, {first['size']}, {first['load_in']}, adapters on everything, {len(first['steps'])} steps"
+    )
+    columns = f"{'step s':>8} {'spread':>15} {'waiting':>8} {'peak GB':>8} {'of peak rate':>12} {'speed-up':>9}"
+    print(f"{'recipe':12} {columns} {'loss differs':>13}")
+    base = next((line for line in results if line["recipe"] == "notebook"), first)
+    for line in results:
+        times = sorted(step["step_seconds"] for step in counted(line))
+        median = statistics.median(times)
+        waiting = [
+            step["waiting_seconds"] / step["step_seconds"]
+            for step in line["steps"][WARM_STEPS:]
+            if "waiting_seconds" in step
+        ]
+        pairs = zip(line["steps"], base["steps"], strict=False)
+        differing = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in pairs)
+        base_median = statistics.median(step["step_seconds"] for step in counted(base))
+        print(
+            f"{line['recipe']:12} {median:8.3f} {f'{times[0]:.3f} to {times[-1]:.3f}':>15} "
+            f"{f'{statistics.median(waiting):.1%}' if waiting else '-':>8} {line['peak_memory_gb']:8.1f} "
+            f"{line['flops'] / median / line['matrix_rate']:12.1%} {base_median / median:8.2f}x {differing:12.3%}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

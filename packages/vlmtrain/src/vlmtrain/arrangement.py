@@ -1,0 +1,144 @@
+"""From the settings of speed, the model and the lengths of the rows to the way a run's steps are done.
+
+Whatever is chosen here leaves the global batch and what is learned as they are; every choice is printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vlmdata.errors import ConfigError
+from vlmtrain.backends import Backend
+from vlmtrain.config import FitConfig
+from vlmtrain.loaded import LoadedModel
+from vlmtrain.preflight import CheckedSplit
+from vlmtrain.processes import process_count
+from vlmtrain.speed.attention import kernel_obstacle, use_varlen_vision, vision_gains
+from vlmtrain.speed.batches import BatchPlan
+from vlmtrain.speed.memory import fit_to_memory
+from vlmtrain.speed.packing import PackedCollator, can_pack
+from vlmtrain.speed.trainer import Arrangement
+from vlmtrain.speed.vision_inputs import VisionInputs
+
+__all__ = ["arrange", "plans_memory"]
+
+# Padding below this share is not worth another order of rows.
+_WORTHWHILE_PADDING = 0.03
+
+Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+Say = Callable[[str], None]
+
+
+def plans_memory(config: FitConfig) -> bool:
+    """Whether layers to recompute and rows of a pass are chosen by the GPU's memory."""
+    import torch
+
+    return torch.cuda.is_available() and config.optimizer.gradient_checkpointing == "auto"
+
+
+def arrange(
+    config: FitConfig,
+    train: CheckedSplit,
+    backend: Backend,
+    loaded: LoadedModel,
+    collate: Collator,
+    say: Say,
+) -> Arrangement:
+    """Chooses attention, the order and packing of rows, where loss is computed, and what is recomputed.
+
+    Args:
+        config: The run's settings.
+        train: The rows with their lengths.
+        backend: The program that trains.
+        loaded: The model, with what is to be trained.
+        collate: The backend's collator.
+        say: Prints a line.
+
+    Raises:
+        ConfigError: Something was asked for that this model or device does not have.
+        ResourceError: Not even one row fits in the GPU's memory.
+    """
+    optimizer = config.optimizer
+    has_kernel = _choose_attention(config, loaded, say)
+    arrangement = Arrangement(rows=config.speed.micro_batch or optimizer.batch_size, passes=optimizer.grad_accum)
+    if config.speed.micro_batch:
+        arrangement.passes = _passes(optimizer.batch_size * optimizer.grad_accum, config.speed.micro_batch)
+    arrangement.plan = _choose_batching(config, train, loaded, arrangement, has_kernel, say)
+    if config.speed.loss_on == "supervised" or (config.speed.loss_on == "auto" and backend.NAME == "unsloth"):
+        arrangement.score = backend.score_supervised
+    arrangement.collate = collate
+    if arrangement.plan is not None and arrangement.plan.packed:
+        arrangement.collate = PackedCollator(arrangement.collate, loaded.model)
+    vision_config = getattr(loaded.model.config, "vision_config", None)
+    if can_pack(loaded.model.config.model_type):
+        arrangement.collate = VisionInputs(arrangement.collate, vision_config)
+    if plans_memory(config):
+        fit_to_memory(config, train, loaded, arrangement, say)
+    return arrangement
+
+
+def _passes(rows_a_step: int, rows: int) -> int:
+    if rows_a_step % rows:
+        raise ConfigError(f"micro_batch {rows} does not divide the global batch of {rows_a_step} rows on each device")
+    return rows_a_step // rows
+
+
+def _choose_attention(config: FitConfig, loaded: LoadedModel, say: Say) -> bool:
+    """Switches the vision tower if it gains; returns whether the device has the kernel."""
+    device = next(loaded.model.parameters()).device
+    obstacle = kernel_obstacle(device, loaded.dtype)
+    wanted = config.speed.attention
+    gains = vision_gains(loaded.model)
+    if wanted == "varlen" and not gains:
+        raise ConfigError("attention 'varlen': this model's vision tower attends to one picture at a time in any case")
+    if wanted == "varlen" or (wanted == "auto" and gains and obstacle is None):
+        use_varlen_vision(loaded.model)
+        slow = f", sequence by sequence: {obstacle}" if obstacle else ""
+        say(f"vision attention: variable-length, all pictures in one call{slow}")
+    elif gains:
+        say(f"vision attention: transformers' own loop ({'asked for' if wanted == 'loop' else obstacle})")
+    return obstacle is None
+
+
+def _choose_batching(
+    config: FitConfig,
+    train: CheckedSplit,
+    loaded: LoadedModel,
+    arrangement: Arrangement,
+    has_kernel: bool,
+    say: Say,
+) -> BatchPlan | None:
+    speed = config.speed
+    packable = can_pack(loaded.model.config.model_type)
+    if speed.batching == "packed" and not packable:
+        raise ConfigError(
+            f"batching 'packed': rows of a {loaded.model.config.model_type} model cannot be packed; use 'length'"
+        )
+
+    def plan(**how: Any) -> BatchPlan:
+        return BatchPlan(
+            lengths=train.lengths.tokens,
+            rows=arrangement.rows,
+            passes=arrangement.passes,
+            processes=process_count(),
+            seed=config.optimizer.seed,
+            **how,
+        )
+
+    plain = plan().padding()
+    choice: str = speed.batching
+    if choice == "auto":
+        if packable and has_kernel:
+            choice = "packed"
+        elif speed.batch_tokens is not None or (has_kernel and plain > _WORTHWHILE_PADDING):
+            choice = "length"
+        else:
+            choice = "plain"
+    if choice == "plain":
+        say(f"rows in random order, {plain:.1%} of the tokens are padding")
+        return None
+    chosen = plan(tokens=speed.batch_tokens, by_length=choice == "length", packed=choice == "packed")
+    how = "one after the other" if choice == "packed" else "with rows of like length"
+    say(f"rows {how}: {chosen.padding():.1%} of the tokens are padding (in plain random order {plain:.1%})")
+    return chosen

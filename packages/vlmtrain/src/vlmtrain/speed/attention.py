@@ -1,0 +1,272 @@
+"""Attention over sequences of any lengths in one call, for vision towers and packed rows.
+
+Without the flash-attn package transformers runs a vision tower's attention as a Python loop over pictures or windows:
+thousands of small kernels a step, between which the GPU waits. torch itself has the kernel that takes them all at once
+(`torch.nn.attention.varlen`); here it is registered as an attention implementation of transformers. On a device without
+the kernel the same function computes sequence by sequence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+__all__ = [
+    "IMPLEMENTATION",
+    "kernel_obstacle",
+    "packed_language_attention",
+    "register",
+    "use_varlen_vision",
+    "varlen_attention",
+    "vision_gains",
+]
+
+# transformers passes sequence boundaries to implementations that have "flash" in their name.
+IMPLEMENTATION = "torch_varlen_flash"
+
+# By the beginning of vision_config.model_type. The first pass boundaries by themselves, the second a dense mask.
+_TOWERS_WITH_BOUNDARIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+_TOWERS_WITH_MASK = ("pixtral",)
+_AMPERE = (8, 0)
+
+Kernel = Callable[..., torch.Tensor]
+
+# (1, S) positions of a packed batch → its boundaries; the same tensor comes to every layer, twice with recomputation
+_boundaries_of: Any = WeakIdKeyDictionary()
+
+
+@functools.cache
+def kernel_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why torch's variable-length kernel cannot run there, or None.
+
+    Args:
+        device: Where the model is.
+        dtype: Of its activations.
+    """
+    if device.type != "cuda":
+        return f"the device is a {device.type}"
+    if torch.cuda.get_device_capability(device) < _AMPERE:
+        return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"activations are {dtype}, and the kernel takes 16-bit ones"
+    try:
+        _kernel()
+    except ImportError:
+        return f"torch {torch.__version__} has no torch.nn.attention.varlen"
+    return None
+
+
+@functools.cache
+def _kernel() -> Kernel:
+    """Torch's kernel as `(query, key, value, boundaries, longest, scale, causal)`; its signature differs by version.
+
+    Raises:
+        ImportError: This torch has none.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    parameters = inspect.signature(varlen_attn).parameters
+
+    def attend(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        boundaries: torch.Tensor,
+        longest: int,
+        *,
+        scale: float,
+        causal: bool,
+    ) -> torch.Tensor:
+        arguments: dict[str, Any] = {}
+        if "scale" in parameters:
+            arguments["scale"] = scale
+        else:
+            query = query * (scale * query.shape[-1] ** 0.5)
+        if "window_size" in parameters:
+            arguments["window_size"] = (-1, 0) if causal else (-1, -1)
+        else:
+            arguments["is_causal"] = causal
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1 and "enable_gqa" in parameters:
+            arguments["enable_gqa"] = True
+        elif groups > 1:
+            key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+        out: torch.Tensor = varlen_attn(query, key, value, boundaries, boundaries, longest, longest, **arguments)
+        return out
+
+    return attend
+
+
+def _sequence_by_sequence(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    boundaries: torch.Tensor,
+    longest: int,
+    *,
+    scale: float,
+    causal: bool,
+) -> torch.Tensor:
+    del longest
+    lengths = boundaries.diff().tolist()
+    grouped = query.shape[1] != key.shape[1]
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            k.transpose(0, 1)[None],
+            v.transpose(0, 1)[None],
+            scale=scale,
+            is_causal=causal,
+            enable_gqa=grouped,
+        )[0].transpose(0, 1)
+        for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    position_ids: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attends within each sequence of a row of sequences; an attention function as transformers registers them.
+
+    Args:
+        module: The attention layer.
+        query: `(1, H, T, D)`, T the tokens of all sequences.
+        key: `(1, K, T, D)`, K dividing H.
+        value: `(1, K, T, D)`.
+        attention_mask: Must be None: nothing is padded.
+        scaling: Of the scores; 1 / √D when None.
+        dropout: Must be 0.
+        is_causal: Whether a token sees only those before it; the layer's own when None.
+        cu_seq_lens_q: `(N + 1,)` int32 beginnings of the sequences and their end. Unset: read from `position_ids`.
+        max_length_q: Tokens of the longest sequence.
+        position_ids: `(1, T)` positions that begin at 0 with each sequence.
+
+    Returns:
+        `(1, T, H, D)`, and None for the weights, which are never formed.
+
+    Raises:
+        ValueError: A mask or dropout, or no boundaries.
+    """
+    if attention_mask is not None or dropout or query.shape[0] != 1:
+        raise ValueError("variable-length attention takes one row of sequences, without mask and dropout")
+    if cu_seq_lens_q is None:
+        if position_ids is None:
+            raise ValueError("variable-length attention needs cu_seq_lens_q or position_ids")
+        cu_seq_lens_q, max_length_q = _read_boundaries(position_ids)
+    elif max_length_q is None:
+        max_length_q = int(cu_seq_lens_q.diff().max())
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    attend = _sequence_by_sequence if kernel_obstacle(query.device, query.dtype) else _kernel()
+    out = attend(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        cu_seq_lens_q.to(torch.int32),
+        max_length_q,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        causal=causal,
+    )
+    return out[None], None
+
+
+def _read_boundaries(position_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
+    known: tuple[torch.Tensor, int] | None = _boundaries_of.get(position_ids)
+    if known is None:
+        starts = (position_ids.flatten() == 0).nonzero().flatten()
+        boundaries = torch.cat([starts, starts.new_tensor([position_ids.numel()])]).to(torch.int32)
+        known = boundaries, int(boundaries.diff().max())
+        _boundaries_of[position_ids] = known
+    return known
+
+
+def register() -> None:
+    """Makes the function known to transformers, under `IMPLEMENTATION`."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
+
+    AttentionInterface.register(IMPLEMENTATION, varlen_attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, flash_attention_mask)
+
+
+def vision_gains(model: Any) -> bool:
+    """Whether the model's vision tower attends within pictures or windows of several in one row."""
+    return _tower_type(model).startswith(_TOWERS_WITH_BOUNDARIES + _TOWERS_WITH_MASK)
+
+
+def use_varlen_vision(model: Any) -> None:
+    """Switches the vision tower of a model, possibly under adapters, to variable-length attention.
+
+    Args:
+        model: A transformers or peft model of a family for which `vision_gains`.
+
+    Raises:
+        ValueError: The tower is of another family.
+    """
+    if not vision_gains(model):
+        raise ValueError(f"the vision tower of type {_tower_type(model)!r} has no use for variable-length attention")
+    register()
+    base = _base_of(model)
+    base.set_attn_implementation({"vision_config": IMPLEMENTATION})
+    if _tower_type(model).startswith(_TOWERS_WITH_MASK):
+        [tower] = [module for module in base.modules() if type(module).__name__ == "PixtralVisionModel"]
+        tower.register_forward_pre_hook(_add_image_boundaries, with_kwargs=True)
+
+
+def _add_image_boundaries(tower: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """Pixtral keeps pictures apart with a dense T × T mask, which this implementation goes without."""
+    sizes: Any = keywords.get("image_sizes", arguments[1] if len(arguments) > 1 else None)
+    pixels: Any = keywords.get("pixel_values", arguments[0] if arguments else None)
+    if sizes is None:
+        sizes = [tuple(pixels.shape[-2:])] * len(pixels)
+    elif isinstance(sizes, torch.Tensor):
+        sizes = sizes.tolist()
+    counts = [(height // tower.patch_size) * (width // tower.patch_size) for height, width in sizes]
+    boundaries = torch.tensor([0, *counts], device=pixels.device).cumsum(0).to(torch.int32)
+    # as plain numbers: slicing by numbers on the GPU would wait for it at each picture
+    return (pixels,), {key: value for key, value in keywords.items() if key != "pixel_values"} | {
+        "image_sizes": sizes,
+        "cu_seq_lens_q": boundaries,
+        "max_length_q": max(counts),
+    }
+
+
+@contextlib.contextmanager
+def packed_language_attention(model: Any) -> Iterator[None]:
+    """Within, the language model attends within the rows of a packed batch, by the positions given with it."""
+    register()
+    config = _base_of(model).config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = IMPLEMENTATION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _tower_type(model: Any) -> str:
+    return str(getattr(getattr(_base_of(model).config, "vision_config", None), "model_type", ""))
+
+
+def _base_of(model: Any) -> Any:
+    while hasattr(model, "module"):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

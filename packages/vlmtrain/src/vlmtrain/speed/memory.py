@@ -1,0 +1,183 @@
+"""Fits a run to the GPU: rows of a forward pass, and layers to recompute, by passes tried before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlmdata.errors import ResourceError
+from vlmtrain.config import FitConfig
+from vlmtrain.loaded import LoadedModel
+from vlmtrain.preflight import CheckedSplit
+from vlmtrain.processes import gather
+from vlmtrain.speed.checkpointing import (
+    MEMORY_SHARE,
+    Candidate,
+    LayerSwitches,
+    Measured,
+    MemoryChoice,
+    choose,
+    measure_layers,
+)
+from vlmtrain.speed.trainer import Arrangement
+
+__all__ = ["fit_to_memory"]
+
+_EPOCHS_SEARCHED = 4
+_TRIES = 6
+# Bytes of optimizer state for each trained weight.
+_STATE_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adamw_torch": 8, "adamw_torch_fused": 8}
+
+
+def fit_to_memory(
+    config: FitConfig, train: CheckedSplit, loaded: LoadedModel, arrangement: Arrangement, say: Callable[[str], None]
+) -> None:
+    """Chooses rows of a pass and layers to recompute; the global batch stays.
+
+    Args:
+        config: The run's settings.
+        train: The rows with their lengths.
+        loaded: The model on a GPU.
+        arrangement: Gets `rows`, `passes`, `plan` and `switches`.
+        say: Prints a line.
+
+    Raises:
+        ResourceError: Not even one row fits.
+    """
+    device = next(loaded.model.parameters()).device
+    _cap_memory(config, device)
+    switches = arrangement.switches = LayerSwitches(loaded.model)
+    rows_a_step = arrangement.rows * arrangement.passes
+    fixed = config.speed.micro_batch is not None or config.speed.batch_tokens is not None
+    sizes = [arrangement.rows] if fixed else [n for n in range(rows_a_step, 0, -1) if rows_a_step % n == 0]
+    heaviest = {size: _heaviest(train, arrangement, rows_a_step, size) for size in sizes}
+    candidates = [Candidate(rows=size, tokens=tokens) for size, (_, tokens) in heaviest.items()]
+
+    def run(size: int) -> None:
+        _run_pass([train.rows[row] for row in heaviest[size][0]], loaded, arrangement, device)
+
+    with torch.random.fork_rng(devices=[device]):
+        size, measured = _measure(switches, [n for n in sizes if n <= arrangement.rows], run, loaded.model, device)
+        choice = _confirm(switches, candidates, (measured, heaviest[size][1]), run, config, loaded.model)
+    peak = torch.cuda.max_memory_allocated(device)
+    choice = _agree(choice, candidates)
+    switches.keep_last(choice.kept)
+    arrangement.rows, arrangement.passes = choice.candidate.rows, rows_a_step // choice.candidate.rows
+    if arrangement.plan is not None:
+        arrangement.plan = dataclasses.replace(arrangement.plan, rows=arrangement.rows, passes=arrangement.passes)
+    say(
+        f"{arrangement.rows} rows a pass, {arrangement.passes} passes a step; {switches.describe()}; the heaviest pass "
+        f"({choice.candidate.tokens} tokens) took {peak / 1e9:.1f} GB, {choice.bytes / 1e9:.1f} GB were expected"
+    )
+
+
+def _measure(
+    switches: LayerSwitches, sizes: list[int], run: Callable[[int], None], model: Any, device: Any
+) -> tuple[int, Measured]:
+    """Weighs the layers in a pass of the first of some falling sizes that fits."""
+    for size in sizes:
+        try:
+            run(size)  # once unmeasured: kernels are compiled, and their work space is kept from then on
+            return size, measure_layers(switches, lambda size=size: run(size), device)  # type: ignore[misc]
+        except torch.cuda.OutOfMemoryError:
+            _forget(model)
+    raise ResourceError(
+        f"the GPU's memory holds not even a forward pass of {sizes[-1]} rows with every layer recomputed; "
+        "try --load-in 4bit, or a set with a smaller --max-side"
+    )
+
+
+def _confirm(
+    switches: LayerSwitches,
+    candidates: list[Candidate],
+    measured: tuple[Measured, int],
+    run: Callable[[int], None],
+    config: FitConfig,
+    model: Any,
+) -> MemoryChoice:
+    """Tries the choice on the heaviest pass of the run, and asks for less until it fits."""
+    device = next(model.parameters()).device
+    budget = _budget(config, model)
+    for _ in range(_TRIES):
+        choice = choose(*measured, candidates, budget)
+        switches.keep_last(choice.kept)
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            run(choice.candidate.rows)
+        except torch.cuda.OutOfMemoryError:
+            _forget(model)
+            budget = round(budget * MEMORY_SHARE)
+        else:
+            return choice
+    raise ResourceError("no choice of layers to recompute fitted in the GPU's memory; try --load-in 4bit")
+
+
+def _agree(choice: MemoryChoice, candidates: list[Candidate]) -> MemoryChoice:
+    """What fits on the fullest of several GPUs; their steps must be cut alike."""
+    rows, kept = min(gather((choice.candidate.rows, choice.kept)))
+    [candidate] = [candidate for candidate in candidates if candidate.rows == rows]
+    return dataclasses.replace(choice, candidate=candidate, kept=kept)
+
+
+def _cap_memory(config: FitConfig, device: Any) -> None:
+    if config.speed.gpu_memory_gb is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, config.speed.gpu_memory_gb * 1e9 / total), device)
+
+
+def _budget(config: FitConfig, model: Any) -> int:
+    """Bytes that may be in use at the height of a pass, the optimizer's state set aside."""
+    device = next(model.parameters()).device
+    used: int = torch.cuda.memory_allocated(device)
+    available: int = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    if config.speed.gpu_memory_gb is not None:
+        available = min(available, round(config.speed.gpu_memory_gb * 1e9))
+    # auto is fused AdamW for adapters, and 8-bit AdamW for all weights
+    name = config.optimizer.optimizer
+    if name == "auto":
+        name = "adamw_torch_fused" if config.adapter.method == "lora" else "adamw_8bit"
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return int(used + MEMORY_SHARE * (available - used) - trained * _STATE_BYTES[name])
+
+
+def _heaviest(train: CheckedSplit, arrangement: Arrangement, rows_a_step: int, size: int) -> tuple[list[int], int]:
+    """The rows of the heaviest pass of a run with `size` rows a pass, and its tokens."""
+    if arrangement.plan is None:
+        rows = np.argsort(train.lengths.tokens)[-size:].tolist()
+        return rows, int(train.lengths.tokens.max()) * len(rows)
+    plan = dataclasses.replace(arrangement.plan, rows=size, passes=rows_a_step // size)
+    rows = plan.heaviest(_EPOCHS_SEARCHED)
+    return rows, plan.cost(rows)
+
+
+def _run_pass(rows: list[dict[str, Any]], loaded: LoadedModel, arrangement: Arrangement, device: Any) -> None:
+    """One forward and backward pass as the trainer will do it; the gradients are thrown away."""
+    assert arrangement.collate is not None
+    batch = {
+        key: value.to(device) if isinstance(value, torch.Tensor) else value
+        for key, value in arrangement.collate(rows).items()
+    }
+    model = loaded.model
+    model.train()
+    if arrangement.switches is not None:
+        arrangement.switches.apply()
+    half = loaded.dtype if loaded.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
+    with arrangement.attention(model):
+        with torch.autocast("cuda", dtype=half):
+            if arrangement.score is None:
+                loss = model(**batch, use_cache=False).loss
+            else:
+                loss, _ = arrangement.sum_of_losses(model, batch)
+        loss.backward()
+    model.zero_grad(set_to_none=True)
+
+
+def _forget(model: Any) -> None:
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -1,0 +1,58 @@
+"""What the GPU does in a step: the time it is busy, the kernels that take it, and how many are launched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+__all__ = ["StepProfile"]
+
+_KERNELS_SHOWN = 20
+
+
+class StepProfile(TrainerCallback):  # type: ignore[misc]  # transformers' class is untyped here
+    """Profiles some steps of a training run and writes a table of them.
+
+    Args:
+        out: Text file to write.
+        first: First step to profile; compilation should be over by then.
+        steps: How many.
+    """
+
+    def __init__(self, out: Path, *, first: int = 15, steps: int = 2) -> None:
+        self.out = out
+        self.first = first
+        self.steps = steps
+        self._profiler: Any = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Starts before the first step."""
+        from torch.profiler import ProfilerActivity, profile
+
+        if state.global_step == self.first:
+            # The host's operations would be a million events, which take longer to sum up than a run.
+            self._profiler = profile(activities=[ProfilerActivity.CUDA])
+            self._profiler.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stops after the last, and writes."""
+        import torch
+
+        if self._profiler is not None and state.global_step == self.first + self.steps:
+            torch.cuda.synchronize()
+            self._profiler.stop()
+            self.out.write_text(self._describe(self._profiler.key_averages()), encoding="utf-8")
+            self._profiler = None
+
+    def _describe(self, events: Any) -> str:
+        kernels = [event for event in events if str(event.device_type).endswith("CUDA")]
+        busy = sum(event.self_device_time_total for event in kernels) / 1e3 / self.steps
+        launches = sum(event.count for event in kernels) / self.steps
+        lines = [f"a step: GPU busy {busy:.1f} ms, {launches:.0f} kernels launched", ""]
+        lines += [f"{'kernel':90} {'ms a step':>10} {'launches':>9}"]
+        for event in sorted(kernels, key=lambda event: -event.self_device_time_total)[:_KERNELS_SHOWN]:
+            spent = event.self_device_time_total / 1e3 / self.steps
+            lines.append(f"{event.key[:90]:90} {spent:10.2f} {event.count / self.steps:9.0f}")
+        return "\n".join(lines) + "\n"
