@@ -245,6 +245,14 @@ def test_an_interrupted_build_reads_no_picture_again(
     build(place, tmp_path / "fresh", place / "eval" / "pictures")
     assert read_manifest(tmp_path / "out").splits == read_manifest(tmp_path / "fresh").splits
     assert dropped(tmp_path / "out") == dropped(tmp_path / "fresh")
+    # nor does a build after a change of another part
+    summaries.clear()
+    build(place, tmp_path / "out", place / "eval" / "pictures", overwrite=True, keep=("answer",))
+    build_folder(
+        config(place, tmp_path / "out", place / "eval" / "pictures", overwrite=True), on_partition=summaries.append
+    )
+    assert [(each.source, each.was_done) for each in summaries] == [("pictures", True), ("rows.jsonl", False)]
+    build(place, tmp_path / "out", place / "eval" / "pictures", overwrite=True, keep_stage=False, seed=1)
     assert sorted(path.name for path in (tmp_path / "out" / ".stage").iterdir()) == ["inputs.arrow", "lock"]
 
 

@@ -13,9 +13,10 @@ from vlmdata.errors import ConfigError
 from vlmdata.families import FAMILIES
 from vlmtrain.backends import transformers as backend
 from vlmtrain.config import AdapterConfig
-from vlmtrain.layers import adapter_targets, count_parameters, module_part, part_of
+from vlmtrain.layers import adapter_targets, module_part, part_of
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.source import find_model
+from vlmtrain.trainable import count_parameters
 
 FLAGS = [
     flags for flags in itertools.product([True, False], repeat=4) if (flags[0] or flags[1]) and (flags[2] or flags[3])

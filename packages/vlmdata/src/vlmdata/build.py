@@ -194,6 +194,9 @@ def _finish(
     kept: set[str] = set()
     if config.output.keep_stage and not is_remote(config.out):
         kept = {path.name for each in prepared.partitions for path in StagedFiles(stage, each.number).paths}
+        kept.update(pictures.name for pictures in evaluation.staged)
+    for pictures, useful in evaluation.staged.items():
+        clear_work(pictures, useful)
     size_bytes = clear_work(stage, kept)
     if kept:
         note(f"{stage} keeps {size_bytes / 1e6:.1f} MB for the next build; delete it freely, or give --no-keep-stage")

@@ -33,6 +33,7 @@ __all__ = [
     "relative_name",
     "remote_files",
     "remove_files",
+    "stamp_opened",
     "stamp_remote",
     "version_of",
 ]
@@ -151,7 +152,11 @@ def stamp_remote(location: str | Path) -> tuple[int, int]:
     Raises:
         ResourceError: the network or the credentials give out.
     """
-    path = open_location(location)
+    return stamp_opened(open_location(location))
+
+
+def stamp_opened(path: Path) -> tuple[int, int]:
+    """The same as `stamp_remote` for a path from `open_location`; several threads may share its file system."""
     system, key = _system(path)
     with explain_remote_errors(path):
         try:

@@ -41,7 +41,7 @@ from vlmdata.manifest import (
     write_json_atomically,
     write_manifest,
 )
-from vlmdata.sources.stamps import FileStamp, stamp_file
+from vlmdata.sources.stamps import FileStamp, are_unchanged
 from vlmdata.stage import STAGE_NAME
 
 __all__ = [
@@ -159,11 +159,12 @@ def has_stamps_unchanged(out: Path, source_files: Sequence[Path]) -> bool:
             table = stream.read_all()
     except (OSError, pa.ArrowInvalid):
         return False
-    known = set()
-    for row in (row for batch in table.to_batches() for row in batch.to_pylist()):
-        if stamp_file(row["path"]) != FileStamp(**row):
+    known: set[str] = set()
+    for batch in table.to_batches():
+        stamps = [FileStamp(**row) for row in batch.to_pylist()]
+        if not are_unchanged(stamps):
             return False
-        known.add(row["path"])
+        known.update(stamp.path for stamp in stamps)
     return all(str(path.resolve()) in known for path in source_files)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from io import IOBase
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
@@ -28,25 +29,34 @@ SHARD_BYTES = 500 << 20
 
 # What a row costs beside its images and texts (offsets, sizes, hashes); only used to cut batches and shards.
 _ROW_OVERHEAD_BYTES = 512
+# From here on hashing takes longer than handing it to a thread.
+_THREADED_BYTES = 1 << 18
 
 _List: TypeAlias = "pa.ListArray[Any]"
 _Int64s: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 
 
 class _HashingFile:
-    """A binary sink for Arrow that counts and hashes what passes through."""
+    """A binary sink for Arrow that counts and hashes what passes through; large pieces while they are written."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, threads: Executor) -> None:
         self._file = file
+        self._threads = threads
         self.digest = hashlib.sha256()
         self.size = 0
         self.closed = False
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
-        self.digest.update(view)
         self.size += view.nbytes
-        return self._file.write(view)
+        if view.nbytes < _THREADED_BYTES:
+            self.digest.update(view)
+            return self._file.write(view)
+        hashed = self._threads.submit(self.digest.update, view)
+        try:
+            return self._file.write(view)
+        finally:
+            hashed.result()
 
     def flush(self) -> None:
         self._file.flush()
@@ -116,11 +126,15 @@ class SplitWriter:
         self._stream: pa.RecordBatchStreamWriter | None = None
         self._shard_rows = 0
         self._shard_filled_bytes = 0
+        # one batch is written, and hashed meanwhile, while the next is put together
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="shard")
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> SplitWriter:
         return self
 
     def __exit__(self, exception_type: object, *_: object) -> None:
+        self._threads.shutdown()
         if self._sink is not None:
             self._sink.close()
 
@@ -155,6 +169,7 @@ class SplitWriter:
         if not self._shards and self._stream is None:
             self._open_shard()
         self._close_shard()
+        self._threads.shutdown()
         entries = []
         for i, (path, rows, size, sha256) in enumerate(self._shards):
             final = self._directory / f"data-{i:05d}-of-{len(self._shards):05d}.arrow"
@@ -174,23 +189,30 @@ class SplitWriter:
         # take, unlike a slice, builds new buffers: what lay beside the rows in their old file leaves no trace
         fresh = pa.Table.from_batches(self._pending, schema=ARROW_SCHEMA).combine_chunks().to_batches()
         batch = fresh[0].take(pa.array(range(self._pending_rows), pa.int32()))
+        self._finish_write()
         if self._stream is not None and self._shard_filled_bytes >= self._shard_bytes:
             self._close_shard()
         if self._stream is None:
             self._open_shard()
         assert self._stream is not None
-        self._stream.write_batch(batch)
+        self._writing = self._threads.submit(self._stream.write_batch, batch)
         self._shard_rows += self._pending_rows
         self._shard_filled_bytes += self._pending_bytes
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
 
+    def _finish_write(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
     def _open_shard(self) -> None:
         path = self._directory / f"data-{len(self._shards):05d}.arrow.part"
-        self._sink = _HashingFile(path.open("wb"))
+        self._sink = _HashingFile(path.open("wb"), self._threads)
         self._stream = pa.ipc.new_stream(pa.PythonFile(cast(IOBase, self._sink), mode="w"), ARROW_SCHEMA)
         self._shard_rows = self._shard_filled_bytes = 0
 
     def _close_shard(self) -> None:
+        self._finish_write()
         if self._stream is None or self._sink is None:
             return
         path = self._directory / f"data-{len(self._shards):05d}.arrow.part"

@@ -171,6 +171,21 @@ def export(model_or_run: str, **options: Any) -> None:
 
 
 @cli.command()
+@click.argument("families", metavar="[FAMILY]…", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="All of it, as JSON.")
+def models(families: tuple[str, ...], as_json: bool) -> None:
+    """List the model families: class, markers, what happens to pictures, known models with their memory."""
+    from vlmdata.families import FAMILIES, get_family
+    from vlmtrain.model_table import describe_families, family_facts
+
+    if as_json:
+        chosen = [get_family(name) for name in families or FAMILIES]
+        click.echo(json.dumps([family_facts(family) for family in chosen], indent=1, ensure_ascii=False))
+    else:
+        click.echo(describe_families(families))
+
+
+@cli.command()
 @click.argument("family")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @add_options(TinyOptions)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from vlmdata.errors import ConfigError
 from vlmdata.options import build_section, flatten
+from vlmtrain.adapter_config import AdapterConfig, preset_values
 from vlmtrain.run_config import MonitorConfig, RunConfig
 from vlmtrain.speed.options import SpeedConfig
 
@@ -96,56 +97,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterConfig:
-    """What is trained: adapters on chosen layers, or all weights."""
-
-    method: Literal["lora", "full"] = "lora"
-    """Train low-rank adapters, or all weights."""
-    r: int = 16
-    """Rank of the adapters."""
-    alpha: int = 16
-    """Scale of the adapters' output is alpha / r (alpha / sqrt(r) with --rslora)."""
-    dropout: float = 0.0
-    """Share of the adapters' input that is dropped in training."""
-    rslora: bool = False
-    """Scale by the square root of the rank (rank-stabilised LoRA)."""
-    targets: Literal["flags", "all-linear"] = "flags"
-    """Layers that get an adapter: those the finetune flags choose, or every linear layer but the output head."""
-    finetune_vision_layers: bool = True
-    """Adapt layers of the vision tower."""
-    finetune_language_layers: bool = True
-    """Adapt layers of the language model."""
-    finetune_attention_modules: bool = True
-    """Adapt attention projections."""
-    finetune_mlp_modules: bool = True
-    """Adapt MLP projections."""
-
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            ConfigError: A value is out of range, or the flags leave nothing to train.
-        """
-        problems: list[str] = []
-        _require(problems, self.r > 0, f"r must be positive, not {self.r!r}")
-        _require(problems, self.alpha > 0, f"alpha must be positive, not {self.alpha!r}")
-        _require(problems, 0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout!r}")
-        if self.method == "lora" and self.targets == "flags":
-            _require(
-                problems,
-                self.finetune_vision_layers or self.finetune_language_layers,
-                "finetune_vision_layers and finetune_language_layers are both off: nothing is left to train",
-            )
-            _require(
-                problems,
-                self.finetune_attention_modules or self.finetune_mlp_modules,
-                "finetune_attention_modules and finetune_mlp_modules are both off: nothing is left to train",
-            )
-        if problems:
-            raise ConfigError(problems)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
     """How the weights move, and for how long."""
 
@@ -153,6 +104,8 @@ class OptimizerConfig:
     """Peak learning rate. Unset: 1e-4 for adapters, 1e-5 for full fine-tuning."""
     vision_lr: float | None = None
     """Peak learning rate of the vision tower. Unset: --lr for adapters, a fifth of it for full fine-tuning."""
+    connector_lr: float | None = None
+    """Peak learning rate of the connector, where it is trained. Unset: --lr."""
     epochs: float = 1.0
     """Passes over the training rows, unless --max-steps is given."""
     max_steps: int | None = None
@@ -184,7 +137,7 @@ class OptimizerConfig:
             ConfigError: A value is out of range.
         """
         problems: list[str] = []
-        for name in ("lr", "vision_lr", "max_steps"):
+        for name in ("lr", "vision_lr", "connector_lr", "max_steps"):
             value = getattr(self, name)
             _require(problems, value is None or value > 0, f"{name} must be positive, not {value!r}")
         for name in ("epochs", "batch_size", "grad_accum", "max_grad_norm"):
@@ -225,12 +178,18 @@ class FitConfig:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> FitConfig:
-        """Makes the config from flat values.
+        """Makes the config from flat values; those of a preset stand behind them.
 
         Raises:
             ConfigError: With every problem of every section at once.
         """
         problems = [f"--{name} is missing" for name in ("data", "model", "out") if values.get(name) in (None, "")]
+        try:
+            preset = preset_values(values.get("preset"))
+            given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            values = {**preset, **{name: value for name, value in given.items() if value not in (None, ())}}
+        except ConfigError as error:
+            problems.extend(error.problems)
         if problems:
             values = {"data": Path(), "model": "-", "out": Path()} | {k: v for k, v in values.items() if v is not None}
         data = build_section(DataConfig, values, problems)
@@ -261,7 +220,7 @@ class FitConfig:
 
     @property
     def lr(self) -> float:
-        """Peak learning rate of the language model and the connector."""
+        """Peak learning rate of the language model."""
         if self.optimizer.lr is not None:
             return self.optimizer.lr
         return 1e-4 if self.adapter.method == "lora" else 1e-5
@@ -274,11 +233,20 @@ class FitConfig:
         # A pretrained tower forgets quickly when all of its weights move; adapters leave it in place.
         return self.lr if self.adapter.method == "lora" else self.lr / 5
 
+    @property
+    def connector_lr(self) -> float:
+        """Peak learning rate of the connector."""
+        return self.lr if self.optimizer.connector_lr is None else self.optimizer.connector_lr
+
     def _clashes(self) -> list[str]:
         problems = []
         if self.adapter.method == "full" and self.model.load_in in ("4bit", "8bit"):
             problems.append(
                 f"load_in {self.model.load_in!r} clashes with method 'full': quantised weights cannot be trained"
+            )
+        if self.adapter.loftq and self.model.load_in not in ("auto", "4bit"):
+            problems.append(
+                f"loftq clashes with load_in {self.model.load_in!r}: it makes up for the rounding of 4-bit weights"
             )
         if self.optimizer.gradient_checkpointing == "unsloth" and self.model.backend == "transformers":
             problems.append("gradient_checkpointing 'unsloth' clashes with backend 'transformers': use 'on'")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmdata.errors import ResourceError
+from vlmdata.errors import ConfigError, ResourceError
 from vlmtrain.backends import Backend, choose_backend
 from vlmtrain.base_identity import describe_base_change
 from vlmtrain.chat import ChatFormat
@@ -155,6 +155,11 @@ def load_source(
     if load_in == "auto" and source.trained_in:
         load_in = source.trained_in
     precision = choose_precision(load_in, method="lora", config=source.config)
+    if source.loftq and precision.load_in != "4bit":
+        raise ConfigError(
+            f"{source.run}: its adapters began by making up for 4-bit weights (--loftq) and fit no others, these being "
+            f"held in {precision.load_in}: use it with --load-in 4bit, and its adapter on 4-bit weights"
+        )
     loaded = backend.load_model(
         source,
         processor,

@@ -8,13 +8,12 @@ here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from vlmdata.errors import ConfigError
-from vlmtrain.config import AdapterConfig
+from vlmtrain.adapter_config import AdapterConfig
 
-__all__ = ["Part", "adapter_targets", "count_parameters", "module_part", "part_of"]
+__all__ = ["Part", "adapter_targets", "full_modules", "module_part", "part_of"]
 
 Part = Literal["vision", "connector", "language", "head"]
 
@@ -49,10 +48,10 @@ def adapter_targets(model: Any, config: AdapterConfig) -> list[str]:
 
     Args:
         model: A torch module without adapters.
-        config: The flags, or `all-linear` for every linear layer but the output head.
+        config: The flags and the connector, or `all-linear` for every linear layer but the output head.
 
     Raises:
-        ConfigError: Nothing matches.
+        ConfigError: Nothing matches, or the connector has no linear layer.
     """
     import torch
 
@@ -63,24 +62,59 @@ def adapter_targets(model: Any, config: AdapterConfig) -> list[str]:
     else:
         parts = {"vision": config.finetune_vision_layers, "language": config.finetune_language_layers}
         kinds = {"attention": config.finetune_attention_modules, "mlp": config.finetune_mlp_modules}
-        chosen = [n for n in linear if parts.get(part_of(n), False) and kinds.get(module_part(n), False)]
+        joins = {n for n in linear if config.connector == "lora" and part_of(n) == "connector"}
+        if config.connector == "lora" and not joins:
+            raise ConfigError("the model's connector has no linear layer to adapt: use --connector full, or frozen")
+        chosen = [
+            n for n in linear if n in joins or (parts.get(part_of(n), False) and kinds.get(module_part(n), False))
+        ]
+    trained = tuple(f"{name}." for name in full_modules(model, config))
+    chosen = [name for name in chosen if not f"{name}.".startswith(trained)]
     if not chosen:
         raise ConfigError("the finetune flags match no linear layer of this model; try --targets all-linear")
     return chosen
 
 
-def count_parameters(named_parameters: Iterable[tuple[str, Any]]) -> dict[str, tuple[int, int]]:
-    """Trainable and all parameters of each part.
+def full_modules(model: Any, config: AdapterConfig) -> list[str]:
+    """Full names of the modules that are trained in all of their weights and saved with the adapter.
+
+    A module that holds others is given as those of its parts that have weights of their own: a list of modules cannot
+    be replaced as a whole by a trained copy.
 
     Args:
-        named_parameters: `model.named_parameters()`; quantised weights count their packed elements.
+        model: A torch module without adapters.
+        config: `connector` and `modules_to_save`.
 
-    Returns:
-        `{part: (trainable, all)}`.
+    Raises:
+        ConfigError: A name fits no module, or one whose weights another module shares.
     """
-    counts: dict[str, tuple[int, int]] = {}
-    for name, parameter in named_parameters:
-        trainable, total = counts.get(part_of(name), (0, 0))
-        size = parameter.numel()
-        counts[part_of(name)] = (trainable + size * bool(parameter.requires_grad), total + size)
-    return counts
+    modules = dict(model.named_modules())
+    wanted = {name for name in modules if config.connector == "full" and part_of(name) == "connector"}
+    problems = []
+    for given in config.modules_to_save:
+        fitting = {name for name in modules if name == given or name.endswith(f".{given}")}
+        if not fitting:
+            problems.append(f"modules_to_save: the model has no module {given!r}")
+        wanted |= {name for name in modules if any(f"{name}.".startswith(f"{each}.") for each in fitting)}
+    chosen: list[str] = []
+    for name in modules:
+        inside = any(name.startswith(f"{each}.") for each in chosen)
+        if name in wanted and not inside and next(modules[name].parameters(recurse=False), None) is not None:
+            chosen.append(name)
+    problems += [
+        f"modules_to_save: {name!r} shares its weights with another module (tied embeddings), which would not change"
+        for name in _tied(model, chosen)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return chosen
+
+
+def _tied(model: Any, names: list[str]) -> list[str]:
+    """Those of the modules that have a parameter which another module has too."""
+    owners: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    return [
+        name for name in names if any(owners[id(p)] > 1 for p in model.get_submodule(name).parameters(recurse=False))
+    ]

@@ -29,8 +29,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from vlmtrain.config import AdapterConfig
-from vlmtrain.layers import adapter_targets
+from vlmtrain.adapter_config import AdapterConfig
+from vlmtrain.layers import adapter_targets, full_modules
 from vlmtrain.model_shape import Block, Linear, ModelShape, Norm
 
 __all__ = ["Checkpointing", "MemoryEstimate", "StepLoad", "block_bytes", "estimate_memory", "trainable_parameters"]
@@ -172,11 +172,16 @@ def estimate_memory(
 
 
 def trainable_parameters(shape: ModelShape, adapter: AdapterConfig) -> int:
-    """Parameters that are trained: r (inputs + outputs) of each adapted layer, or all."""
+    """Parameters that are trained: r (inputs + outputs) of each adapted layer, and modules in full; or all."""
     if adapter.method == "full":
         return shape.total
     targets = set(adapter_targets(shape.model, adapter))
-    return sum(adapter.r * (each.inputs + each.outputs) for each in shape.linears if each.name in targets)
+    in_full = [shape.model.get_submodule(name) for name in full_modules(shape.model, adapter)]
+    adapted = [each for each in shape.linears if each.name in targets]
+    # DoRA learns a magnitude for each output besides
+    magnitudes = sum(each.outputs for each in adapted) if adapter.dora else 0
+    copied = sum(int(parameter.numel()) for module in in_full for parameter in module.parameters())
+    return sum(adapter.r * (each.inputs + each.outputs) for each in adapted) + magnitudes + copied
 
 
 def block_bytes(block: Block, positions: int, *, load: StepLoad, targets: set[str], fused: bool) -> int:

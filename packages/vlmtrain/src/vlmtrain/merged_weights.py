@@ -53,29 +53,52 @@ class MergedWeights:
 
 
 def sample_merged_weights(model: Any) -> dict[str, WeightSample]:
-    """Computes some weights of every adapted layer as they must stand after merging.
+    """Computes some weights of every adapted layer, and of every module trained in full, as they must stand in the end.
 
     Args:
         model: A peft model on an unquantised base.
 
     Returns:
-        Samples by the layer's name in the base model.
+        Samples by the layer's name in the base model; by the parameter's where it is not called `weight`.
     """
     import torch
     from peft.tuners.lora import LoraLayer
+    from peft.utils import ModulesToSaveWrapper
 
     generator = torch.Generator().manual_seed(0)
     samples: dict[str, WeightSample] = {}
     for name, module in model.get_base_model().named_modules():
-        if not isinstance(module, LoraLayer) or not module.active_adapters:
-            continue
-        weight = module.get_base_layer().weight
-        positions = torch.randint(weight.numel(), (_WEIGHTS_A_LAYER,), generator=generator)
-        change = sum(module.get_delta_weight(adapter).float() for adapter in module.active_adapters)
-        picked = change.flatten().cpu()[positions]
-        expected = weight.detach().float().flatten().cpu()[positions] + picked
-        samples[name] = WeightSample(positions=positions, expected=expected, change=picked)
+        if isinstance(module, LoraLayer) and module.active_adapters:
+            before = module.get_base_layer().weight.detach().float()
+            samples[name] = _sample(before, _with_adapters(module, before), generator)
+        elif isinstance(module, ModulesToSaveWrapper):
+            originals = dict(module.original_module.named_parameters())
+            for part, trained in module.modules_to_save[module.active_adapters[0]].named_parameters():
+                samples[f"{name}.{part}".removesuffix(".weight")] = _sample(
+                    originals[part].detach().float(), trained.detach().float(), generator
+                )
     return samples
+
+
+def _with_adapters(module: Any, weight: Any) -> Any:
+    """A layer's weight with its adapters, `(O, I)`.
+
+    DoRA's is the sum's direction with a learned length of each row (Liu et al., arXiv 2402.09353, equation 5).
+    """
+    total = weight + sum(module.get_delta_weight(adapter).float() for adapter in module.active_adapters)
+    for adapter in module.active_adapters:
+        if module.use_dora.get(adapter):
+            magnitude = module.lora_magnitude_vector[adapter].weight.detach().float()
+            total = total * (magnitude / total.norm(dim=1))[:, None]
+    return total
+
+
+def _sample(before: Any, after: Any, generator: Any) -> WeightSample:
+    import torch
+
+    positions = torch.randint(before.numel(), (_WEIGHTS_A_LAYER,), generator=generator)
+    expected = after.flatten().cpu()[positions]
+    return WeightSample(positions=positions, expected=expected, change=expected - before.flatten().cpu()[positions])
 
 
 def compare_weights(samples: dict[str, WeightSample], merged: Any) -> MergedWeights:
@@ -92,9 +115,11 @@ def compare_weights(samples: dict[str, WeightSample], merged: Any) -> MergedWeig
     wrong = []
     changed = 0
     for name, sample in samples.items():
-        if name not in modules:
+        owner, _, parameter = name.rpartition(".")
+        weight = modules[name].weight if name in modules else getattr(modules.get(owner), parameter, None)
+        if weight is None:
             raise DataError(f"the export has no layer {name}, which was adapted")
-        actual = modules[name].weight.detach().flatten().cpu()[sample.positions].float()
+        actual = weight.detach().flatten().cpu()[sample.positions].float()
         rounding = _ROUNDING * (sample.expected.abs() + sample.change.abs())
         if bool(((actual - sample.expected).abs() > rounding).any()):
             wrong.append(name)

@@ -7,9 +7,12 @@ from typing import Any
 
 from vlmdata.errors import DataError
 from vlmdata.shards import BuiltFolder, Split, open_folder
+from vlmtrain.adapter_config import describe_preset
 from vlmtrain.backends import Backend, choose_backend
 from vlmtrain.chat import ChatFormat
 from vlmtrain.config import DataConfig, FitConfig
+from vlmtrain.layers import adapter_targets
+from vlmtrain.model_shape import read_shape
 from vlmtrain.preflight import CheckedSplit, check_split
 from vlmtrain.processes import say
 from vlmtrain.processors import load_chat_format, load_processor
@@ -46,6 +49,8 @@ def prepare(config: FitConfig) -> Prepared:
     Raises:
         ToolkitError: Whatever would make the run fail or learn the wrong thing.
     """
+    if config.adapter.preset is not None:
+        say(describe_preset(config.adapter.preset, config.flat()))
     folder = open_folder(config.data.data)
     train_split = folder.split(config.data.train_split)
     val_split = _find_val_split(config, folder)
@@ -53,6 +58,9 @@ def prepare(config: FitConfig) -> Prepared:
     backend, reason = choose_backend(config.model.backend)
     say(f"backend: {backend.NAME} ({reason})")
     say(f"model: {source.name} (family {source.family.name if source.family else 'unknown'})")
+    if source.adapter is None and (config.adapter.connector != "frozen" or config.adapter.modules_to_save):
+        # names that fit nothing are refused before weights are loaded
+        adapter_targets(read_shape(source.config).model, config.adapter)
     processor = load_processor(source, trust_remote_code=config.model.trust_remote_code)
     if completion := describe_completion(processor):
         say(completion)

@@ -11,11 +11,11 @@ from vlmdata.manifest import MANIFEST_NAME, hash_file
 from vlmtrain.base_identity import identify_base
 from vlmtrain.config import FitConfig
 from vlmtrain.environment import describe_environment
-from vlmtrain.layers import count_parameters
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.preparation import Prepared
 from vlmtrain.processes import process_count
 from vlmtrain.run_folder import resolve_paths
+from vlmtrain.trainable import count_parameters
 
 __all__ = ["Laps", "summarise"]
 

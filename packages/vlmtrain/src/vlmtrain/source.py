@@ -39,6 +39,8 @@ class ModelSource:
     """The run's folder, when the name was one."""
     trained_in: str | None = None
     """Precision of the weights that a run trained on: `4bit`, `8bit`, `16bit` or `32bit`."""
+    loftq: bool = False
+    """Whether a run's adapters began by making up for 4-bit weights, so that they fit no others."""
     trained_on: Path | None = None
     """The built folder that a run trained on."""
     recorded_base: dict[str, Any] | None = None
@@ -101,8 +103,14 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
             raise DataError(f"{path / RUN_FILE}: not the report of a run (no {', '.join(missing)})")
         weights = find_model(str(path / str(report["weights"])))
         data = Path(report["data"])
-        base = report.get("base")
-        return dataclasses.replace(weights, run=path, trained_in=report["load_in"], trained_on=data, recorded_base=base)
+        return dataclasses.replace(
+            weights,
+            run=path,
+            trained_in=report["load_in"],
+            trained_on=data,
+            loftq=bool(report.get("config", {}).get("loftq")),
+            recorded_base=report.get("base"),
+        )
     if (path / "checkpoints").is_dir() and not (path / "config.json").is_file():
         raise DataError(f"{path}: the run did not finish (no {RUN_FILE}); go on with `vlmtrain fit … --resume`")
     if (path / "adapter_config.json").is_file():

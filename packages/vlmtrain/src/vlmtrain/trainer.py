@@ -232,11 +232,12 @@ def _make_optimizer(model: Any, settings: Any, config: FitConfig) -> Any:
     """The optimizer with groups by learning rate (vision tower or not) and weight decay (matrices or not)."""
     from transformers import Trainer
 
+    rates = {"vision": config.vision_lr, "connector": config.connector_lr}
     groups: dict[tuple[float, float], list[Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        lr = config.vision_lr if part_of(name) == "vision" else config.lr
+        lr = rates.get(part_of(name), config.lr)
         # Biases and normalisation gains are not shrunk.
         decay = config.optimizer.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((lr, decay), []).append(parameter)

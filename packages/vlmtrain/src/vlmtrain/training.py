@@ -10,8 +10,8 @@ from vlmdata.errors import ResourceError
 from vlmtrain.arrangement import arrange, plans_memory
 from vlmtrain.base_identity import identify_base, pin_base
 from vlmtrain.config import FitConfig
-from vlmtrain.layers import count_parameters
 from vlmtrain.loaded import LoadedModel
+from vlmtrain.loftq import begin_with_rounding, require_unrounded_base
 from vlmtrain.loggers import check_loggers
 from vlmtrain.precision import choose_precision
 from vlmtrain.preflight import check_collator, show_masked_row
@@ -24,6 +24,7 @@ from vlmtrain.run_folder import RunFolder, check_run_folder, open_run_folder
 from vlmtrain.run_page import write_run_page
 from vlmtrain.run_summary import Laps, summarise
 from vlmtrain.stops import Stopped, StopRequest
+from vlmtrain.trainable import describe_trainable, list_trainable, widen_trained_copies
 from vlmtrain.trainer import Schedule, make_trainer, optimizer_name, plan_schedule
 from vlmtrain.val_answers import ValAnswers
 from vlmtrain.whole_folders import as_resource_error, is_write_failure, whole_folder
@@ -112,6 +113,8 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
 def _load_for_training(config: FitConfig, prepared: Prepared) -> LoadedModel:
     precision = choose_precision(config.model.load_in, method=config.adapter.method, config=prepared.source.config)
     say(f"weights in {precision.load_in} ({precision.reason})")
+    if config.adapter.loftq or prepared.source.loftq:
+        require_unrounded_base(prepared.source, precision.load_in, asked=config.adapter.loftq)
     # with layers switched one by one, Unsloth's own way of recomputing stays out
     checkpointing = "on" if plans_memory(config) else config.optimizer.gradient_checkpointing
     loaded = prepared.backend.load_model(
@@ -132,8 +135,12 @@ def _load_for_training(config: FitConfig, prepared: Prepared) -> LoadedModel:
             checkpointing=checkpointing,
             seed=config.optimizer.seed,
         )
+        if config.adapter.loftq:
+            layers, share = begin_with_rounding(loaded, trust_remote_code=config.model.trust_remote_code)
+            say(f"loftq: the adapters of {layers} layers begin by making up for {share:.0%} of the rounding to 4 bit")
     else:
         say(f"going on with the adapter in {prepared.source.adapter}; --r, --alpha and the finetune flags do not apply")
+    widen_trained_copies(loaded.model)
     _say_parameters(loaded)
     return loaded
 
@@ -213,18 +220,16 @@ def _finish(config: FitConfig, prepared: Prepared, report: dict[str, Any], run: 
 
 
 def _say_parameters(loaded: LoadedModel) -> None:
-    counts = count_parameters(loaded.model.named_parameters())
-    say("trainable parameters:")
-    for part, (trainable, total) in sorted(counts.items()):
-        say(f"  {part:<10} {trainable:>14,} of {total:,}")
+    say(describe_trainable(list_trainable(loaded.model)))
 
 
 def _say_schedule(config: FitConfig, schedule: Schedule) -> None:
     batch = config.optimizer.batch_size * config.optimizer.grad_accum * process_count()
+    connector = "" if config.adapter.connector == "frozen" else f", connector {config.connector_lr:g}"
     say(
         f"{schedule.steps} steps of {batch} rows ({schedule.steps_per_epoch} an epoch), "
         f"{schedule.warmup_steps} of them warm-up; {optimizer_name(config)}, "
-        f"lr {config.lr:g} (vision tower {config.vision_lr:g})"
+        f"lr {config.lr:g} (vision tower {config.vision_lr:g}{connector})"
     )
     if schedule.steps < _FEW_STEPS:
         say(

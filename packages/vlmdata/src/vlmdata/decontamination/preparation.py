@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,11 +48,13 @@ class Evaluation:
         parts: the pictures of each set.
         described: for the manifest, each set with its kind, its images and a digest.
         stamps: the state of every image file that was looked for.
+        staged: the folders of staged pictures, each with the names of the files in it that the next build can use.
     """
 
     parts: tuple[EvaluationImages, ...] = ()
     described: tuple[Mapping[str, Any], ...] = ()
     stamps: tuple[FileStamp, ...] = ()
+    staged: Mapping[Path, frozenset[str]] = field(default_factory=dict)
 
 
 def pixel_options(images: ImageConfig) -> dict[str, Any]:
@@ -95,6 +97,7 @@ def prepare_evaluation(
     parts: list[EvaluationImages] = []
     described: list[Mapping[str, Any]] = []
     stamps: list[FileStamp] = []
+    staged: dict[Path, frozenset[str]] = {}
     for number, each in enumerate(sets):
         remarks: list[str] = []
         if each.hash_list is not None:
@@ -105,7 +108,8 @@ def prepare_evaluation(
             images = _read_image_info(each)
             remarks += _compare_pixels(each.folder.manifest.config, each.folder.manifest.versions, config.images)
         else:
-            images = _stage_pictures(each, lenient, stage / f"against-{number}", on_partition, remarks, stamps)
+            folder = stage / f"against-{number}"
+            images, staged[folder] = _stage_pictures(each, lenient, folder, on_partition, remarks, stamps)
         if images.thumbnail is None:
             remarks.append(
                 f"hashes alone: nearly the same up to {UNVERIFIED_DISTANCE} of 256 bits, without a second look"
@@ -115,7 +119,7 @@ def prepare_evaluation(
         on_note("; ".join([f"{each.path}: {each.kind}; {count_of(len(images), 'image')}", *remarks]))
         parts.append(images)
         described.append({"path": each.path, "kind": each.kind, "images": len(images), "digest": _digest(images)})
-    return Evaluation(parts=tuple(parts), described=tuple(described), stamps=tuple(stamps))
+    return Evaluation(parts=tuple(parts), described=tuple(described), stamps=tuple(stamps), staged=staged)
 
 
 def _stage_pictures(
@@ -125,7 +129,7 @@ def _stage_pictures(
     on_partition: Callable[[PartitionSummary], None],
     remarks: list[str],
     stamps: list[FileStamp],
-) -> EvaluationImages:
+) -> tuple[EvaluationImages, frozenset[str]]:
     stage.mkdir(exist_ok=True)
     columns = ColumnConfig(image=(PICTURE,), instruction=TEXT, response=TEXT, id="id", template_tokens="escape")
     head = [{"id": "", PICTURE: "", TEXT: ""}]
@@ -156,8 +160,9 @@ def _stage_pictures(
         is_flat=signatures.is_flat,
         thumbnail=signatures.thumbnail,
     )
+    files = frozenset(path.name for part in prepared.partitions for path in StagedFiles(stage, part.number).paths)
     if each.folder is None:
-        return images
+        return images, files
     # What is stored may have been resized and encoded anew; its row knows the hashes from before that.
     remarks += _compare_pixels(each.folder.manifest.config, each.folder.manifest.versions, config.images)
     known = _read_image_info(each)
@@ -168,7 +173,7 @@ def _stage_pictures(
         for batch, partition in zip(staged.names, prepared.partitions, strict=True)
     ]
     place = np.concatenate([np.empty(0, np.int64), *rows])
-    return replace(images, pixel_hash=known.pixel_hash[place], phash=known.phash[place])
+    return replace(images, pixel_hash=known.pixel_hash[place], phash=known.phash[place]), files
 
 
 def _lenient(config: BuildConfig, image_root: str | None) -> BuildConfig:

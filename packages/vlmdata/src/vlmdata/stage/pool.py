@@ -20,6 +20,7 @@ from typing import TypeAlias
 from vlmdata.errors import ResourceError
 from vlmdata.stage.staged import PartitionSummary, StagedFiles, Task, WorkSettings
 from vlmdata.stage.work import process_partition
+from vlmdata.worker_server import start_worker_server
 
 __all__ = ["count_workers", "run_alone", "run_partitions"]
 
@@ -165,12 +166,7 @@ def _start_pool(workers: int) -> ProcessPoolExecutor:
     Raises:
         ResourceError: they do not.
     """
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        # imported once by the server, whose forks are then ready at once
-        context.set_forkserver_preload(["vlmdata.stage.preload"])
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=start_worker_server(), initializer=_prepare_worker)
     try:
         with _hidden_main():
             first = pool.submit(os.getpid)

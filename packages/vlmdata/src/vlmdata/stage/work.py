@@ -19,7 +19,7 @@ from vlmdata.sample import Problem, RawRow, Rejection, Sample, StoredImage
 from vlmdata.schema import ARROW_SCHEMA, ImageInfoRow, Row
 from vlmdata.shard_writer import rows_to_batch
 from vlmdata.sources.image_bytes import ImageLoader, LoadedImage
-from vlmdata.sources.stamps import stamp_file
+from vlmdata.sources.stamps import are_unchanged
 from vlmdata.stage.conversations import hash_prompt, hash_system, list_spoken
 from vlmdata.stage.prefetch import load_images
 from vlmdata.stage.staged import (
@@ -50,7 +50,7 @@ def process_partition(task: Task, settings: WorkSettings) -> PartitionSummary:
     digest = _digest_rows(task)
     key = xxhash.xxh3_128_hexdigest(f"{settings.key} {digest} {task.image_base} {task.reading!r}".encode())
     marker = read_marker(files)
-    if marker is not None and marker.key == key and all(stamp_file(s.path) == s for s in marker.stamps):
+    if marker is not None and marker.key == key and are_unchanged(marker.stamps):
         return marker.summary(task.number, was_done=True)
     files.marker.unlink(missing_ok=True)
     work = settings.work_files(task.number)

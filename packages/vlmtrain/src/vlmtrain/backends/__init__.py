@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from vlmdata.errors import MissingDependencyError
+from vlmtrain.adapter_config import AdapterConfig
 from vlmtrain.chat import ChatFormat
-from vlmtrain.config import AdapterConfig, FitConfig
+from vlmtrain.config import FitConfig
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.source import ModelSource
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from vlmdata.errors import ConfigError, ResourceError
+from vlmtrain.adapter_config import AdapterConfig
 from vlmtrain.chat import ChatFormat
-from vlmtrain.config import AdapterConfig, FitConfig
+from vlmtrain.config import FitConfig
 from vlmtrain.device import half_precision
-from vlmtrain.layers import adapter_targets
+from vlmtrain.layers import adapter_targets, full_modules
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.masks import IGNORE_INDEX
 from vlmtrain.source import ModelSource
@@ -103,7 +104,9 @@ def add_adapter(loaded: LoadedModel, config: AdapterConfig, *, checkpointing: st
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         use_rslora=config.rslora,
+        use_dora=config.dora,
         target_modules=adapter_targets(loaded.model, config),
+        modules_to_save=full_modules(loaded.model, config) or None,
         task_type="CAUSAL_LM",
     )
     loaded.model = get_peft_model(loaded.model, lora)

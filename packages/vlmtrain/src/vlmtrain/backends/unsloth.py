@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from vlmdata.errors import ConfigError, ResourceError
+from vlmtrain.adapter_config import AdapterConfig
 from vlmtrain.chat import ChatFormat
-from vlmtrain.config import AdapterConfig, FitConfig
+from vlmtrain.config import FitConfig
+from vlmtrain.layers import adapter_targets, full_modules
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.source import ModelSource
 
@@ -106,6 +108,8 @@ def add_adapter(loaded: LoadedModel, config: AdapterConfig, *, checkpointing: st
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "use_rslora": config.rslora,
+        "use_dora": config.dora,
+        "modules_to_save": full_modules(loaded.model, config) or None,
         "finetune_vision_layers": config.finetune_vision_layers,
         "finetune_language_layers": config.finetune_language_layers,
         "finetune_attention_modules": config.finetune_attention_modules,
@@ -113,7 +117,11 @@ def add_adapter(loaded: LoadedModel, config: AdapterConfig, *, checkpointing: st
         "use_gradient_checkpointing": _CHECKPOINTING[checkpointing],
         "random_state": seed,
     }
-    if config.targets == "all-linear":
+    if config.connector != "frozen" or config.modules_to_save:
+        # its flags never reach a connector; full names do
+        arguments["target_modules"] = adapter_targets(loaded.model, config)
+        arguments |= dict.fromkeys((name for name in arguments if name.startswith("finetune_")), True)
+    elif config.targets == "all-linear":
         arguments["target_modules"] = "all-linear"
     _refuse_unknown(FastBaseModel.get_peft_model, arguments)
     loaded.model = unsloth.FastVisionModel.get_peft_model(loaded.model, **arguments)
@@ -207,6 +215,10 @@ def _cast_to_16bit(out: Path) -> None:
 
 def _refuse_unknown(function: Callable[..., Any], arguments: dict[str, Any]) -> None:
     # Unsloth ignores keyword arguments that it does not know; a renamed one must not pass unseen.
-    unknown = sorted(set(arguments) - set(inspect.signature(function).parameters))
+    # What it does not name itself it hands to peft.
+    from peft import LoraConfig
+
+    known = {*inspect.signature(function).parameters, *inspect.signature(LoraConfig).parameters}
+    unknown = sorted(set(arguments) - known)
     if unknown:
         raise ConfigError(f"this version of unsloth does not know the arguments {', '.join(unknown)} of get_peft_model")
