@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,25 @@ def test_an_export_stops_where_training_ended_answers(name, tiny) -> None:
     text = chat.render([question, {"role": "assistant", "content": [{"type": "text", "text": "red"}]}])
     ids = chat.processor.tokenizer(text.partition("red")[2], add_special_tokens=False)["input_ids"]
     assert ids[0] in (stops if isinstance(stops, list) else [stops])
+
+
+OWN_TEMPLATE = """\
+{% for m in messages %}<{{ m.role }}>
+{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}
+{{ '</s>' if m.role == 'assistant' }}{% endfor %}{% if add_generation_prompt %}<assistant>
+{% endif %}"""
+
+
+def test_a_model_of_no_known_family_goes_through_all_stages(script, tiny, colours, tmp_path, capsys) -> None:
+    model = shutil.copytree(tiny("llava-1.5"), tmp_path / "model")
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    # LLaVA on another language model has another template, and is none of the families
+    config["text_config"]["model_type"] = "mistral"
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (model / "chat_template.jinja").write_text(OWN_TEMPLATE, encoding="utf-8")
+    assert find_model(str(model)).family is None
+    found = dict(script.run_stages(model, colours, tmp_path / "out", backend="transformers", load_in="32bit"))
+    assert [stage for stage in found if not found[stage]["ok"]] == [], found
+    said = capsys.readouterr().out
+    assert "(family unknown)" in said
+    assert "<assistant>\n⟦white" in said
