@@ -25,14 +25,14 @@ ROWS, PICTURES = 2600, 8
 CUSTOMIZE = """
 import os, signal, sys, time
 if any("default_worker" in word or "forkserver" in word for word in sys.orig_argv):
-    import vlmdata.stage.work as work
-    real = work.prepare_pages
+    import vlmdata.stage.remembered as remembered
+    real = remembered.prepare_pages
     def prepare(data, *rest):
         if b"KILL" in data:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.05)
         return real(data, *rest)
-    work.prepare_pages = prepare
+    remembered.prepare_pages = prepare
 """
 
 

@@ -13,7 +13,7 @@ import xxhash
 
 from vlmdata.dedup.signatures import hash_texts
 from vlmdata.formats import Placement, Reading, convert_row, encode_meta, fit_to_images, read_group
-from vlmdata.images import ImageProblem, PreparedImage, prepare_pages
+from vlmdata.images import ImageProblem, PreparedImage
 from vlmdata.locations import copy_file
 from vlmdata.sample import Problem, RawRow, Rejection, Sample, StoredImage
 from vlmdata.schema import ARROW_SCHEMA, ImageInfoRow, Row
@@ -22,6 +22,7 @@ from vlmdata.sources.image_bytes import ImageLoader, LoadedImage
 from vlmdata.sources.stamps import are_unchanged
 from vlmdata.stage.conversations import hash_prompt, hash_system, list_spoken
 from vlmdata.stage.prefetch import load_images
+from vlmdata.stage.remembered import RememberedImages
 from vlmdata.stage.staged import (
     SIGNATURE_SCHEMA,
     Marker,
@@ -36,8 +37,8 @@ __all__ = ["process_partition"]
 
 # Rows are handed to Arrow when their images reach this size, so that a partition never stands in memory as a whole.
 _FLUSH_BYTES = 16 << 20
-# Pictures that several rows of a partition show are decoded once; this much of them is remembered.
-_REMEMBERED_BYTES = 32 << 20
+# Pictures that several rows show are decoded once, within the reach of what a worker remembers.
+_REMEMBERED = RememberedImages(limit_bytes=64 << 20)
 
 
 def process_partition(task: Task, settings: WorkSettings) -> PartitionSummary:
@@ -87,8 +88,6 @@ class _Partition:
         self._files = files
         self._loader = ImageLoader(settings.input, task.image_base, settings.images.max_image_bytes)
         self._rejections: list[Rejection] = []
-        self._prepared: dict[str, list[PreparedImage] | ImageProblem] = {}
-        self._prepared_bytes = 0
         self._content = xxhash.xxh3_128()
         self._rows: list[Row] = []
         self._row_bytes = 0
@@ -168,15 +167,8 @@ class _Partition:
         return prepared
 
     def _prepare(self, data: bytes) -> list[PreparedImage] | ImageProblem:
-        content = xxhash.xxh3_128_hexdigest(data)
+        content, outcome = _REMEMBERED.prepare(data, self._settings.images)
         self._content.update(content.encode())
-        if content in self._prepared:
-            return self._prepared[content]
-        outcome = prepare_pages(data, self._settings.images)
-        self._prepared[content] = outcome
-        self._prepared_bytes += _size_of(outcome)
-        while self._prepared_bytes > _REMEMBERED_BYTES and len(self._prepared) > 1:
-            self._prepared_bytes -= _size_of(self._prepared.pop(next(iter(self._prepared))))
         return outcome
 
     def _add(self, sample: Sample, prepared: list[tuple[PreparedImage, str | None]], at: int) -> None:
@@ -221,10 +213,6 @@ def _convert(row: RawRow, index: int, source: str, reading: Reading) -> Sample |
 
 def _at_image(problem: Problem, position: int, count: int) -> Problem:
     return problem if count == 1 else Problem(problem.reason, f"image {position + 1} of {count}: {problem.detail}")
-
-
-def _size_of(outcome: list[PreparedImage] | ImageProblem) -> int:
-    return 0 if isinstance(outcome, ImageProblem) else sum(len(page.data) + len(page.thumbnail) for page in outcome)
 
 
 def _place(image: PreparedImage) -> Placement:
