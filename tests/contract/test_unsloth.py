@@ -177,6 +177,18 @@ def test_the_merged_export_is_the_trained_model_in_16_bit(work: Path) -> None:
         assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.bfloat16"}
 
 
+def test_rows_have_the_same_losses_in_a_ranking(work: Path, tmp_path: Path) -> None:
+    from vlmtrain.ranking import rank_rows
+    from vlmtrain.settings import EvalConfig
+
+    config = EvalConfig(rank=True, backend="transformers", out=tmp_path / "ranked.jsonl")
+    ours = {row.id: row.loss for row in rank_rows(str(work / "unsloth"), config)}
+    lines = map(json.loads, (work / "ranked.jsonl").read_text(encoding="utf-8").splitlines())
+    theirs = {line["id"]: line["loss"] for line in lines}
+    assert len(ours) > 1
+    assert theirs == pytest.approx(ours, rel=1e-3)
+
+
 def test_no_saved_tokenizer_cuts_texts(work: Path) -> None:
     for folder in ("unsloth/adapter", "merged"):
         tokenizer = json.loads((work / folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -186,4 +198,4 @@ def test_no_saved_tokenizer_cuts_texts(work: Path) -> None:
 def test_nothing_is_written_into_the_working_directory(work: Path) -> None:
     left = {path.name for path in work.iterdir()}
     made = {"data", "model", "tiny", "conversations.json", "fit.yaml", "transformers"}
-    assert left <= made | {"unsloth", "merged", "collated.safetensors", "masks.json", "layers.json"}
+    assert left <= made | {"unsloth", "merged", "collated.safetensors", "masks.json", "layers.json", "ranked.jsonl"}

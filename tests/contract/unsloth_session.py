@@ -105,6 +105,7 @@ def main(work: Path) -> None:
     unsloth_on_cpu.patch_trainer()
     unsloth_on_cpu.cli.main(["fit", "fit.yaml", "--backend", "unsloth", "--out", "unsloth"])
     unsloth_on_cpu.cli.main(["export", "unsloth", "--backend", "unsloth", "--out", "merged"])
+    unsloth_on_cpu.cli.main(["eval", "unsloth", "--backend", "unsloth", "--rank", "--out", "ranked.jsonl"])
     collate_batches(Path("collated.safetensors"))
     mask_conversations(Path("masks.json"))
     choose_layers(Path("layers.json"))

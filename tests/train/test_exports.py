@@ -344,7 +344,16 @@ def test_a_run_trained_in_another_precision_reports_its_drift(lora_run, tmp_path
     assert "adapters of " in words
 
 
-def test_damaged_weights_of_an_earlier_swap_do_not_stay(tmp_path) -> None:
+def test_the_working_directory_may_be_the_export(tmp_path, monkeypatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with fresh_folder(Path()) as folder:
+        (folder / "new").touch()
+    monkeypatch.chdir(tmp_path)
+    assert files_in(tmp_path) == {"here/new"}
+
+
+def test_what_an_earlier_export_left_behind_goes(tmp_path) -> None:
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "old").touch()
     (tmp_path / ".out.old").mkdir()

@@ -13,7 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from vlmdata.errors import ConfigError, ResourceError
+from vlmtrain.exports import export
 from vlmtrain.hub_upload import check_upload, upload_export
+from vlmtrain.settings import ExportConfig
 
 
 class StandIn(BaseHTTPRequestHandler):
@@ -124,6 +126,13 @@ def test_a_new_repository_is_private_and_holds_the_files(hub, finished, capsys) 
     for name, content in repository["files"].items():
         assert content == (finished / name).read_bytes()
     assert "Bearer hf_right" in hub.tokens
+
+
+def test_export_uploads_what_it_made_before(hub, finished, capsys) -> None:
+    (finished / "export.json").write_text(json.dumps({"model": "run", "format": "merged_16bit"}))
+    export("run", ExportConfig(out=finished, push="ann/colours"))
+    assert set(hub.repositories["ann/colours"]["files"]) == {"config.json", "README.md", "deep/weights.bin"}
+    assert f"pushed: {hub.address}/ann/colours/commit/" in capsys.readouterr().out
 
 
 def test_public_only_where_asked(hub, finished) -> None:

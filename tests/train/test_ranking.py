@@ -50,7 +50,7 @@ def test_wrong_labels_come_first(planted, full_run, tmp_path, capsys) -> None:
     data, wrong = planted
     out = tmp_path / "ranking.jsonl"
     main(["eval", str(full_run), "--data", str(data), "--split", "train", "--rank", "--top", "4", "--out",
-          str(out.with_suffix(".json"))])  # fmt: skip
+          str(out)])  # fmt: skip
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["rank"] for line in lines] == list(range(1, 21))
     assert {line["id"] for line in lines[:3]} == set(wrong)

@@ -174,6 +174,7 @@ def _arguments(section: type, field: dataclasses.Field[Any], hints: Mapping[str,
     default = field.default
     if default is not dataclasses.MISSING and default not in (None, (), ""):
         shown = ("yes" if default else "no") if isinstance(default, bool) else default
+        shown = ", ".join(map(str, shown)) if isinstance(shown, tuple) else shown
         text = f"{text} [default: {shown}]"
     arguments: dict[str, Any] = {"default": None, "help": text}
     if typing.get_origin(hint) is typing.Literal:

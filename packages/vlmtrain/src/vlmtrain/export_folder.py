@@ -45,6 +45,7 @@ def fresh_folder(out: Path) -> Iterator[Path]:
     Raises:
         ResourceError: The folder cannot be made or replaced.
     """
+    out = out.resolve()  # `.` has no name to write beside
     partial = out.with_name(f".{out.name}.partial")
     with saved_or_full(out):
         shutil.rmtree(partial, ignore_errors=True)

@@ -28,7 +28,7 @@ class EvalConfig:
     split: str = "val"
     """Split to answer."""
     metrics: tuple[str, ...] = ("exact_match", "cer", "wer")
-    """Metric; give the option again for more. [default: exact_match, cer, wer]"""
+    """Metric; give the option again for more."""
     rows: int | None = None
     """Most rows, drawn once by the seed. Unset: all."""
     batch_size: int = 8
@@ -69,7 +69,7 @@ class EvalConfig:
             problems.append("--precision and --load-in both say how the weights are held: pass one of them")
         if self.rank and (self.compare or self.precision or self.swap_images):
             problems.append("--rank asks for no answers: --compare, --precision and --swap-images do not go with it")
-        if self.out is not None and self.out.suffix == ".jsonl":
+        if self.out is not None and self.out.suffix == ".jsonl" and not self.rank:
             problems.append(f"out: {str(self.out)!r} is where the predictions go; name a .json file for the scores")
         if problems:
             raise ConfigError(problems)
@@ -104,7 +104,7 @@ class ExportConfig:
     drift_rows: int = 64
     """Rows that export and run both answer, where the run was trained in another precision than it is exported in."""
     metrics: tuple[str, ...] = ("exact_match", "cer")
-    """Metric of these answers; give the option again for more. [default: exact_match, cer]"""
+    """Metric of these answers; give the option again for more."""
     license: str | None = None
     """Licence of the export as the hub names it (apache-2.0). Unset: that of the base's own card."""
     push: str | None = None
