@@ -140,9 +140,11 @@ def compare_weights(samples: dict[str, WeightSample], merged: Any) -> MergedWeig
 def sum_squares(model: Any, layers: Collection[str] | None) -> dict[str, float]:
     """The sum of squares of linear layers' weights as they are stored in 16 bit.
 
+    The output head is left out, and what is no linear layer: converters pad vocabularies and add one to norms.
+
     Args:
         model: A merged model, without adapters.
-        layers: Names; None for every linear layer but the output head.
+        layers: Names; None for every linear layer.
 
     Returns:
         In float64, by layer.
@@ -151,8 +153,9 @@ def sum_squares(model: Any, layers: Collection[str] | None) -> dict[str, float]:
 
     found = {}
     for name, module in model.named_modules():
-        wanted = name in layers if layers is not None else isinstance(module, torch.nn.Linear)
-        if wanted and part_of(name) != "head":
+        if not isinstance(module, torch.nn.Linear) or part_of(name) == "head":
+            continue
+        if layers is None or name in layers:
             weight = module.weight.detach().flatten()
             found[name] = sum(float(part.double().square().sum()) for part in weight.split(1 << 24))
     return found
