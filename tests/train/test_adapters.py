@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
@@ -19,6 +21,7 @@ from vlmtrain.loftq import begin_with_rounding
 from vlmtrain.memory import trainable_parameters
 from vlmtrain.merged_weights import compare_weights, sample_merged_weights
 from vlmtrain.model_shape import read_shape
+from vlmtrain.preparation import check_named_modules
 from vlmtrain.source import find_model
 from vlmtrain.trainable import describe_trainable, list_trainable, widen_trained_copies
 
@@ -244,6 +247,16 @@ def test_loftq_begins_with_the_rounding_of_4_bit_weights(load) -> None:
     assert layers == len(errors) == 14
     assert share == pytest.approx(sum(errors) / len(errors), rel=1e-3)
     assert share > 0.2
+
+
+def test_what_unsloth_cannot_train_is_refused_before_loading(load) -> None:
+    stand_in = SimpleNamespace(NAME="unsloth")
+    config = FitConfig.from_values(NEEDED | {"connector": "full"})
+    words = "would leave model.multi_modal_projector.mm_input_projection_weight as it is, which is no layer's weight"
+    with pytest.raises(ConfigError, match=words):
+        check_named_modules(config, load("gemma3").source, stand_in)
+    check_named_modules(config, load("gemma3").source, backend)
+    check_named_modules(config, load("qwen3-vl").source, stand_in)
 
 
 def test_what_a_preset_sets_is_said() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vlmdata.errors import DataError
+from vlmdata.errors import ConfigError, DataError
 from vlmdata.shards import BuiltFolder, Split, open_folder
 from vlmtrain.adapter_config import describe_preset
 from vlmtrain.backends import Backend, choose_backend
 from vlmtrain.chat import ChatFormat
 from vlmtrain.config import DataConfig, FitConfig
-from vlmtrain.layers import adapter_targets
+from vlmtrain.layers import adapter_targets, full_modules
 from vlmtrain.model_shape import read_shape
 from vlmtrain.preflight import CheckedSplit, check_split
 from vlmtrain.processes import say
@@ -19,7 +19,7 @@ from vlmtrain.processors import load_chat_format, load_processor
 from vlmtrain.source import ModelSource, find_model
 from vlmtrain.template_completion import describe_completion
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "check_named_modules", "prepare"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +59,7 @@ def prepare(config: FitConfig) -> Prepared:
     say(f"backend: {backend.NAME} ({reason})")
     say(f"model: {source.name} (family {source.family.name if source.family else 'unknown'})")
     if source.adapter is None and (config.adapter.connector != "frozen" or config.adapter.modules_to_save):
-        # names that fit nothing are refused before weights are loaded
-        adapter_targets(read_shape(source.config).model, config.adapter)
+        check_named_modules(config, source, backend)
     processor = load_processor(source, trust_remote_code=config.model.trust_remote_code)
     if completion := describe_completion(processor):
         say(completion)
@@ -79,6 +78,32 @@ def prepare(config: FitConfig) -> Prepared:
     else:
         say(f"no rows in a split {config.data.val_split!r}: no evaluation loss, the last checkpoint is kept")
     return Prepared(folder=folder, source=source, backend=backend, processor=processor, chat=chat, train=train, val=val)
+
+
+def check_named_modules(config: FitConfig, source: ModelSource, backend: Backend) -> None:
+    """Refuses, before weights are loaded, names that fit nothing and modules that the backend cannot train.
+
+    Args:
+        config: The run's settings.
+        source: The model.
+        backend: Who trains.
+
+    Raises:
+        ConfigError: With what can be passed instead.
+    """
+    model = read_shape(source.config).model
+    adapter_targets(model, config.adapter)
+    bare = [
+        f"{module}.{name}"
+        for module in full_modules(model, config.adapter)
+        for name, _ in model.get_submodule(module).named_parameters()
+        if name.rpartition(".")[2] not in ("weight", "bias")
+    ]
+    if bare and backend.NAME == "unsloth":
+        raise ConfigError(
+            f"backend 'unsloth' would leave {', '.join(bare)} as it is, which is no layer's weight: pass --backend "
+            "transformers, or leave --connector and --modules-to-save out"
+        )
 
 
 def _find_val_split(config: FitConfig, folder: BuiltFolder) -> Split | None:
