@@ -1,11 +1,12 @@
 """Does training look at the pictures? 32 rows that their texts cannot tell apart, learned by heart by a tiny model.
 
-    python benchmarks/overfit.py SHARED_DATA [--set nlvr clothing] [--steps 150] [--out FOLDER]
+    python benchmarks/overfit.py SHARED_DATA [--set nlvr clothing] [--steps 120] [--out FOLDER]
 
 `nlvr`: 16 statements, each with a picture of which it is true and one of which it is false. `clothing`: 32 photos of 8
 kinds of garment under one fixed question. A tiny Qwen2.5-VL is trained on all of its weights on a CPU; afterwards it
-answers the same rows, once with their own pictures and once with those of other rows. Exits with 1 unless it is right
-on every row with its own pictures, and no better than the most frequent answer with others.
+answers the same rows with their own pictures, with those of rows of another answer (swapped), and with those of rows
+drawn at random (shuffled). Exits with 1 unless every row is right with its own pictures, none is better than the most
+frequent answer with swapped ones, and shuffled ones score within three standard deviations of chance.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -30,14 +33,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shared", type=Path, help="folder with nlvr/ and clothing/")
     parser.add_argument("--set", nargs="+", choices=("nlvr", "clothing"), default=["nlvr", "clothing"])
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--lr", default="1e-3")
     parser.add_argument("--out", type=Path, help="keep everything in this folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.out or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        print(f"{'set':<10} {'rows':>5} {'own pictures':>13} {'others':>8} {'most frequent':>14} {'steps':>6} {'s':>6}")
+        columns = f"{'own pictures':>13} {'swapped':>8} {'shuffled':>9} {'most frequent':>14}"
+        print(f"{'set':<10} {'rows':>5} {columns} {'steps':>6} {'s':>6}")
         held = [overfit(name, work / name, arguments) for name in arguments.set]
     return 0 if all(held) else 1
 
@@ -59,7 +63,7 @@ def overfit(name: str, work: Path, arguments: argparse.Namespace) -> bool:
     rates = ["--lr", arguments.lr, "--vision-lr", arguments.lr, "--schedule", "linear", "--warmup", 0.1]
     run(
         "vlmtrain", "fit", "--data", work / "set", "--model", work / "model", "--out", work / "run", "--method", "full",
-        "--val-split", "train", *schedule, *rates, "--weight-decay", 0, "--overwrite",
+        "--val-split", "train", *schedule, *rates, "--weight-decay", 0, "--no-report", "--overwrite",
     )  # fmt: skip
     seconds = time.monotonic() - began
     run("vlmtrain", "eval", work / "run", "--split", "train", "--metrics", "exact_match", "--swap-images")
@@ -67,12 +71,28 @@ def overfit(name: str, work: Path, arguments: argparse.Namespace) -> bool:
     own, swapped, majority = (
         part["scores"]["exact_match"]["value"] for part in (result, result["swapped"], result["majority"])
     )
+    shuffled = score_shuffled(work)
     print(
-        f"{name:<10} {len(rows):>5} {own:>13.3f} {swapped:>8.3f} {majority:>14.3f} "
+        f"{name:<10} {len(rows):>5} {own:>13.3f} {swapped:>8.3f} {shuffled:>9.3f} {majority:>14.3f} "
         f"{arguments.steps:>6} {seconds:>6.0f}",
         flush=True,
     )
-    return own == 1.0 and swapped <= majority
+    chance_end = majority + 3 * math.sqrt(majority * (1 - majority) / len(rows))
+    return own == 1.0 and swapped <= majority and shuffled <= chance_end
+
+
+def score_shuffled(work: Path) -> float:
+    """Share of right answers when each row is shown the pictures of a row drawn at random."""
+    from vlmdata.shards import open_folder
+    from vlmtrain.held_out import Questions, answer_limit, read_eval_rows
+    from vlmtrain.inference import load_answering_model
+
+    split = open_folder(work / "set").split("train")
+    rows = read_eval_rows(split, limit=None, seed=0)
+    donors = random.Random(0).sample(range(len(rows)), len(rows))
+    model = load_answering_model(str(work / "run"))
+    answers = model.answer(Questions(split, rows, donors), max_new_tokens=answer_limit(model, rows))
+    return sum(answer in row.references for answer, row in zip(answers, rows, strict=True)) / len(rows)
 
 
 def pick_statements(shared: Path) -> list[tuple[str, str, str]]:

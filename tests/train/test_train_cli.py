@@ -55,7 +55,16 @@ def places(colours, made, tiny, tiny_qwen, lora_run, tmp_path) -> dict[str, str]
         "UNFINISHED": str(unfinished),
         "WRONG": str(tmp_path / "wrong.yaml"),
         "BROKEN": str(tmp_path / "broken.yaml"),
+        "CUT": str(cut_short(colours, tmp_path / "cut")),
     }
+
+
+def cut_short(folder: Path, copy: Path) -> Path:
+    """The same set with a shard that ends too early."""
+    shutil.copytree(folder, copy)
+    shard = next((copy / "train").glob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:4096])
+    return copy
 
 
 FIT = ["fit", "--data", "DATA", "--model", "MODEL", "--out", "OUT"]
@@ -73,6 +82,15 @@ def fit_with(**values: str) -> list[str]:
     [
         (fit_with(data="NOWHERE"), 3, "no manifest.json (the folder does not exist); run `vlmdata build"),
         (fit_with(data="UNBUILT"), 3, "no manifest.json (the build did not finish)"),
+        (fit_with(data="CUT"), 3, "data-00000-of-00001.arrow: 4096 bytes, the manifest says "),
+        ([*FIT, "--report-to", "wandb"], 4, "report_to wandb: not installed; pip install wandb"),
+        (
+            [*FIT, "--best-metric", "cer"],
+            2,
+            "best_metric 'cer' is not computed in the run: choose from loss, or add it",
+        ),
+        ([*FIT, "--val-split", "dev"], 3, "--val-split dev needs rows in a split 'dev', and there are none"),
+        ([*FIT, "--gpus", "0"], 2, "gpus must be positive, not 0"),
         (fit_with(model="BARE"), 2, "a model without its processor (no processor_config.json)"),
         (fit_with(model="NOWHERE"), 2, "no such model folder, and not a hub id"),
         (fit_with(model="UNBUILT"), 2, "no model here"),

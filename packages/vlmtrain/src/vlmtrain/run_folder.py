@@ -1,6 +1,7 @@
 """The folder of a run: what it holds, when it may be written to, and where it stands.
 
 RUN/config.yaml       every setting, resolved: `vlmtrain fit RUN/config.yaml` repeats the run
+RUN/inputs.json       what it was begun with: hash of the set's manifest, base model, versions, machine
 RUN/metrics.jsonl     one line for each logged step
 RUN/answers.jsonl     answers to val rows at each evaluation with --eval-metrics, else of the result alone
 RUN/run.html          the run for people to look at; its curves are in curves.png too
@@ -45,6 +46,11 @@ class RunFolder:
     def config(self) -> Path:
         """The resolved settings."""
         return self.path / "config.yaml"
+
+    @property
+    def inputs(self) -> Path:
+        """What the run was begun with: hash of the set's manifest, versions, machine."""
+        return self.path / "inputs.json"
 
     @property
     def metrics(self) -> Path:
@@ -195,7 +201,7 @@ def _remove_run(run: RunFolder) -> None:
     for folder in (run.checkpoints, run.path / "adapter", run.path / "model"):
         if folder.exists():
             shutil.rmtree(folder)
-    for file in (run.report, run.metrics, run.answers, run.curves, run.page, run.config):
+    for file in (run.report, run.inputs, run.metrics, run.answers, run.curves, run.page, run.config):
         file.unlink(missing_ok=True)
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from vlmdata.manifest import MANIFEST_NAME, hash_file
+from vlmdata.errors import DataError
+from vlmdata.manifest import MANIFEST_NAME, hash_file, write_json_atomically
 from vlmtrain.base_identity import identify_base
 from vlmtrain.config import FitConfig
 from vlmtrain.environment import describe_environment
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.preparation import Prepared
 from vlmtrain.processes import process_count
-from vlmtrain.run_folder import resolve_paths
+from vlmtrain.run_folder import RunFolder, resolve_paths
 from vlmtrain.trainable import count_parameters
 
-__all__ = ["Laps", "summarise"]
+__all__ = ["Laps", "note_inputs", "summarise"]
 
 
 class Laps:
@@ -32,6 +34,27 @@ class Laps:
         now = time.monotonic()
         self.seconds[name] = now - self._began
         self._began = now
+
+
+def note_inputs(run: RunFolder, prepared: Prepared, *, resume: bool) -> None:
+    """Writes inputs.json when a run begins, and compares with it when it goes on.
+
+    Raises:
+        DataError: The set has changed since the run began: the rows of its first steps are no longer known.
+    """
+    digest = hash_file(prepared.folder.path / MANIFEST_NAME)
+    if resume and run.inputs.is_file():
+        before = json.loads(run.inputs.read_text(encoding="utf-8"))["data_manifest_sha256"]
+        if before != digest:
+            raise DataError(
+                f"{prepared.folder.path}: the set was built anew since the run began (manifest.json was "
+                f"{before[:12]}…, now {digest[:12]}…): start the run again with --overwrite, or in another folder"
+            )
+        return
+    base = {"name": prepared.source.name, "revision": prepared.source.revision}
+    write_json_atomically(
+        run.inputs, {"data_manifest_sha256": digest, "base": base, "environment": describe_environment()}
+    )
 
 
 def summarise(

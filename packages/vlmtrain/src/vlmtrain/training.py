@@ -22,7 +22,7 @@ from vlmtrain.resumption import find_checkpoint, has_ended, load_ended
 from vlmtrain.rows import Rows, sample_indices
 from vlmtrain.run_folder import RunFolder, check_run_folder, open_run_folder
 from vlmtrain.run_page import write_run_page
-from vlmtrain.run_summary import Laps, summarise
+from vlmtrain.run_summary import Laps, note_inputs, summarise
 from vlmtrain.stops import Stopped, StopRequest
 from vlmtrain.trainable import describe_trainable, list_trainable, widen_trained_copies
 from vlmtrain.trainer import Schedule, make_trainer, optimizer_name, plan_schedule
@@ -68,6 +68,8 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
         _say_schedule(config, schedule)
         # Nothing is written, and no earlier run thrown away, before everything that can be refused has passed.
         run = open_run_folder(config, resume=resume, overwrite=overwrite)
+        if is_main_process():
+            note_inputs(run, prepared, resume=resume)
         checkpoint = find_checkpoint(run) if resume else None
         answers = _make_val_answers(config, prepared, loaded, run)
         trainer = make_trainer(
