@@ -5,8 +5,9 @@
 Builds with `--engine local --workers 1` and `2`, and with `--engine ray` on clusters of one and of two nodes that run
 on this machine (`ray.cluster_utils.Cluster`), on the same photos, one after the other, round by round. Times are whole
 commands; a cluster is started before its commands and not counted, connecting to it is. `CPU s` is the processor time
-of all processes, the cluster's too. `per image` is what a further image costs of it, from a second, smaller set, so
-that what each build needs once (imports, connecting, checking the nodes) stands apart, as `once`. Shards are compared.
+of all processes, the cluster's too, looked at five times a second. `per image` is what a further image costs of it,
+from a second, smaller set, so that what each build needs once (imports, connecting, checking the nodes) stands apart,
+as `once`. Shards are compared.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -28,10 +28,12 @@ from pathlib import Path
 
 import psutil
 
+from speed_measuring import adopt_orphans
 from speed_sets import make_set
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "clothing" / "images"
 SMALL_SHARE = 0.25
+SAMPLE_S = 0.2
 
 
 def main() -> int:
@@ -40,6 +42,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of JPEG photos to cut from")
     options = parser.parse_args()
+    adopt_orphans()
     results: dict[tuple[str, int, int], list[tuple[float, float]]] = defaultdict(list)
     shards: dict[int, set[str]] = defaultdict(set)
     with tempfile.TemporaryDirectory() as name:
@@ -85,22 +88,29 @@ def build(folder: Path, out: Path, engine: str, count: int, address: str) -> tup
     shutil.rmtree(out, ignore_errors=True)
     how = ["--workers", str(count)] if engine == "local" else ["--ray-address", address]
     command = [sys.executable, "-m", "vlmdata", "build", str(folder), "--out", str(out), "--engine", engine, *how]
-    worked, began = cpu_seconds(), time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
+    before = cpu_seconds()
+    seen = dict(before)
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            # Ray's nodes do not keep the times of workers that have ended
+            seen.update(cpu_seconds())
+            time.sleep(SAMPLE_S)
     taken = time.perf_counter() - began
+    if process.returncode:
+        raise SystemExit(f"{command[3:]} ended with {process.returncode}")
     manifest = json.loads((out / "manifest.json").read_text())
-    return taken, cpu_seconds() - worked, json.dumps(manifest["splits"])
+    worked = sum(each - before.get(pid, 0.0) for pid, each in seen.items())
+    return taken, worked, json.dumps(manifest["splits"])
 
 
-def cpu_seconds() -> float:
-    """The processor time of this process's children so far, a cluster's processes among them, ended or not."""
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    total = ended.ru_utime + ended.ru_stime
+def cpu_seconds() -> dict[int, float]:
+    """The processor time so far of each process below this one, those of a cluster among them."""
+    times = {}
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            # what ended and was waited for counts at its parent
-            total += sum(process.cpu_times()[:4])
-    return total
+            times[process.pid] = sum(process.cpu_times()[:2])
+    return times
 
 
 def print_table(results: dict[tuple[str, int, int], list[tuple[float, float]]], rows: list[int]) -> None:
