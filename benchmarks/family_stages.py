@@ -258,7 +258,10 @@ def losses_on(adapter: Path | None, config: dict[str, Any], out: Path) -> dict[s
     from vlmtrain.config import FitConfig
     from vlmtrain.training import fit as run_fit
 
-    return {"losses": read_losses(run_fit(FitConfig.from_values({**config, "model": str(adapter), "out": out})).path)}
+    # both backends see the same rows in the same passes, whatever either would choose
+    same = {"batching": "plain", "micro_batch": config["batch_size"]}
+    run = run_fit(FitConfig.from_values({**config, **same, "model": str(adapter), "out": out}))
+    return {"losses": read_losses(run.path)}
 
 
 def read_losses(run: Path) -> list[float]:
