@@ -14,7 +14,7 @@ from vlmdata.errors import ConfigError, DataError
 from vlmtrain.masks import MaskRules
 from vlmtrain.template_probe import PROBE_ANSWER, PROBE_QUESTION, apply_template, probe_conversation, takes_only_text
 
-__all__ = ["ChatFormat", "Markers", "read_chat_format"]
+__all__ = ["ChatFormat", "Markers", "image_token_ids", "read_chat_format"]
 
 Message = Mapping[str, Any]
 
@@ -73,6 +73,13 @@ class ChatFormat:
             return apply_template(self.processor, cleaned, add_generation_prompt=add_generation_prompt)
         except TemplateError as error:
             raise DataError(f"the model's chat template refuses a conversation: {error}") from error
+
+
+def image_token_ids(tokenizer: Any) -> frozenset[int]:
+    """The ids that stand for images, or open and close them."""
+    vocabulary = tokenizer.get_vocab()
+    image_tokens = [*_IMAGE_TOKENS, getattr(tokenizer, "image_token", None)]
+    return frozenset(vocabulary[token] for token in image_tokens if token in vocabulary)
 
 
 def clean_messages(messages: Sequence[Message], *, assistant_text_only: bool) -> list[dict[str, Any]]:
@@ -242,9 +249,7 @@ def _mask_rules(tokenizer: Any, markers: Markers) -> MaskRules:
         if left != right or left not in special_ids:
             break
         shared.append(left)
-    vocabulary = tokenizer.get_vocab()
-    image_tokens = [*_IMAGE_TOKENS, getattr(tokenizer, "image_token", None)]
-    never_ids = {vocabulary[token] for token in image_tokens if token in vocabulary}
+    never_ids = set(image_token_ids(tokenizer))
     if tokenizer.pad_token_id is not None:
         never_ids.add(tokenizer.pad_token_id)
     return MaskRules(

@@ -15,9 +15,11 @@ import click
 
 from vlmdata.errors import ConfigError, ToolkitError
 from vlmdata.options import add_options, build_section, read_yaml
+from vlmtrain.adapter_config import preset_values
 from vlmtrain.config import SECTIONS, AdapterConfig, FitConfig, OptimizerConfig
 from vlmtrain.launch import describe_bug, in_group, launch, report_failure, watch_parent
 from vlmtrain.plan_config import PlanConfig
+from vlmtrain.preview_config import PreviewConfig
 from vlmtrain.quiet import quieten_libraries, yield_cores
 from vlmtrain.settings import EvalConfig, ExportConfig, GenerateConfig
 from vlmtrain.tiny.options import TinyOptions
@@ -101,13 +103,40 @@ def _fit_in_group(config: FitConfig, *, resume: bool, overwrite: bool) -> int:
 @cli.command()
 @click.argument("config_file", metavar="[CONFIG.yaml]", required=False, type=click.Path(path_type=Path))
 @add_options(*SECTIONS, skip=("out",))
-def check(config_file: Path | None, **options: Any) -> None:
-    """Check a built folder against a model, as `fit` does before it loads weights."""
+@click.option(
+    "--align",
+    metavar="ROWS",
+    type=click.IntRange(min=2),
+    help="Also load the weights, and compare the loss of this many rows with their own and with other rows' pictures.",
+)
+def check(config_file: Path | None, align: int | None, **options: Any) -> None:
+    """Check a built folder against a model, as `fit` does before it loads weights.
+
+    Without --align no weights are loaded, so that the longest batch is not tried for memory; `fit` tries it before
+    its first step, and `plan` foresees it.
+    """
     config = _fit_config(config_file, options | {"out": Path(os.devnull)})
     from vlmtrain.preparation import prepare
 
-    prepare(config)
+    prepared = prepare(config)
+    if align is not None:
+        from vlmtrain.alignment import measure_alignment
+        from vlmtrain.inference import load_source
+
+        model = load_source(prepared.source, prepared.backend, load_in=config.model.load_in)
+        found = measure_alignment(prepared.train, model, align, batch_size=config.optimizer.batch_size)
+        click.echo(found.describe())
     click.echo("checked: this set can be trained on")
+
+
+@cli.command()
+@add_options(PreviewConfig)
+def preview(**options: Any) -> None:
+    """Show rows as the model is given them, as one HTML file: the rendered text, what carries loss, image tokens."""
+    config = _build(PreviewConfig, options)
+    from vlmtrain.preview import write_preview
+
+    click.echo(write_preview(config))
 
 
 @cli.command()
@@ -118,7 +147,9 @@ def plan(**options: Any) -> None:
     Shows 16-, 8- and 4-bit weights with and without checkpointing, and what to change when nothing fits.
     """
     sections = (PlanConfig, AdapterConfig, OptimizerConfig)
-    planned, adapter, optimizer = _build_all(sections, options)
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    values = {**dict.fromkeys(options), **preset_values(options["preset"]), **given}
+    planned, adapter, optimizer = _build_all(sections, values)
     from vlmtrain.plan import describe_plan, make_plan
 
     click.echo(describe_plan(make_plan(planned, adapter, optimizer)))

@@ -25,9 +25,10 @@ from vlmdata.shards import Split
 from vlmtrain.chat import ChatFormat
 from vlmtrain.family_rows import FamilyRows
 from vlmtrain.image_tokens import ImageTokenCounter, find_placeholder_ids
+from vlmtrain.memory import StepLoad
 from vlmtrain.span_counts import count_spans
 
-__all__ = ["RowLengths", "count_text_tokens", "measure_conversations", "measure_lengths", "tokenise"]
+__all__ = ["RowLengths", "count_text_tokens", "heaviest_step", "measure_conversations", "measure_lengths", "tokenise"]
 
 _PARALLEL_ROWS = 4_000
 """Below this, starting processes costs more than it saves."""
@@ -184,6 +185,19 @@ def tokenise(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def count_text_tokens(messages: Any, chat: ChatFormat, counter: ImageTokenCounter) -> int:
     """Tokens of one conversation with a placeholder for each picture."""
     return len(tokenise(chat.processor.tokenizer, [counter.write_around_images(chat.render(messages))])[0])
+
+
+def heaviest_step(lengths: RowLengths, batch_size: int) -> StepLoad:
+    """The micro-batch that takes the most memory: the longest rows, and the most patches, at once.
+
+    Args:
+        lengths: Of the rows.
+        batch_size: Rows of a micro-batch.
+    """
+    rows = min(batch_size, len(lengths.tokens))
+    patches = int(np.sort(lengths.patches)[-rows:].sum())
+    supervised = int(np.sort(lengths.supervised)[-rows:].sum())
+    return StepLoad(rows=rows, tokens=rows * int(lengths.tokens.max()), patches=patches, loss_tokens=supervised)
 
 
 def _image_tokens(split: str, sizes: list[list[tuple[int, int]]], counter: ImageTokenCounter) -> _Ints:

@@ -65,7 +65,7 @@ class StepLoad:
     patches: int
     """Positions of the vision tower, all pictures of the micro-batch together."""
     loss_tokens: int | None = None
-    """Positions whose logits are computed; None: all."""
+    """Positions whose logits are computed, where a backend leaves out those without loss; None: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,7 +287,7 @@ def _masks_all_pairs(shape: ModelShape) -> bool:
 
 
 def _loss_bytes(shape: ModelShape, load: StepLoad, *, fused: bool) -> float:
-    positions = load.tokens if load.loss_tokens is None else load.loss_tokens
+    positions = load.tokens if load.loss_tokens is None or not fused else load.loss_tokens
     logits = positions * shape.vocabulary
     if not fused:
         return float(logits * _EAGER_LOGIT_BYTES)

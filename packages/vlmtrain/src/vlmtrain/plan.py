@@ -10,21 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vlmdata.errors import ConfigError, DataError
 from vlmdata.families import Family, ImageGrid, find_family, read_grid
 from vlmdata.shards import open_folder
 from vlmtrain.config import AdapterConfig, OptimizerConfig
 from vlmtrain.image_tokens import vision_positions
-from vlmtrain.lengths import RowLengths, measure_lengths
+from vlmtrain.lengths import heaviest_step, measure_lengths
 from vlmtrain.memory import Checkpointing, MemoryEstimate, StepLoad, estimate_memory, trainable_parameters
 from vlmtrain.model_shape import ModelShape, read_shape
 from vlmtrain.plan_config import PlanConfig
 from vlmtrain.processors import load_chat_format, load_processor
 from vlmtrain.source import find_model
 
-__all__ = ["Plan", "describe_plan", "heaviest_step", "make_plan"]
+__all__ = ["Plan", "describe_plan", "make_plan"]
 
 PRECISIONS = ("16bit", "8bit", "4bit")
 MEMORY_SHARE = 0.85
@@ -144,22 +142,10 @@ def make_plan(config: PlanConfig, adapter: AdapterConfig, optimizer: OptimizerCo
         adapter=adapter,
         optimizer=optimizer,
         fused=unsloth,
-        offloaded=unsloth and optimizer.gradient_checkpointing in ("auto", "unsloth"),
+        offloaded=unsloth and optimizer.gradient_checkpointing == "unsloth",
         limit_bytes=limit,
         tflops=tflops,
     )
-
-
-def heaviest_step(lengths: RowLengths, batch_size: int) -> StepLoad:
-    """The micro-batch that takes the most memory: the longest rows, and the most patches, at once.
-
-    Args:
-        lengths: Of the rows.
-        batch_size: Rows of a micro-batch.
-    """
-    rows = min(batch_size, len(lengths.tokens))
-    patches = int(np.sort(lengths.patches)[-rows:].sum())
-    return StepLoad(rows=rows, tokens=rows * int(lengths.tokens.max()), patches=patches)
 
 
 def describe_plan(plan: Plan) -> str:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmdata.errors import ConfigError, MissingDependencyError
-from vlmtrain.model_shape import read_shape
+from vlmtrain.config import AdapterConfig
+from vlmtrain.memory import StepLoad, estimate_memory
+from vlmtrain.model_shape import ModelShape, read_shape
 
 __all__ = ["Precision", "can_quantise", "choose_precision", "count_weights"]
 
@@ -42,13 +44,24 @@ def count_weights(config: dict[str, Any]) -> int:
     return read_shape(config).total
 
 
-def choose_precision(requested: str, *, method: str, config: dict[str, Any]) -> Precision:
+def choose_precision(
+    requested: str,
+    *,
+    method: str,
+    config: dict[str, Any],
+    adapter: AdapterConfig | None = None,
+    step: StepLoad | None = None,
+    fused: bool = True,
+) -> Precision:
     """Resolves `--load-in`.
 
     Args:
         requested: `auto` or a precision.
         method: `lora` or `full`.
         config: config.json of the model.
+        adapter: What is trained, when a training step is to be planned.
+        step: The longest micro-batch, likewise; None for a model that only answers.
+        fused: The backend compiles norms and loss; see `memory.estimate_memory`.
 
     Raises:
         MissingDependencyError: 4- or 8-bit weights were asked for without a GPU.
@@ -79,6 +92,8 @@ def choose_precision(requested: str, *, method: str, config: dict[str, Any]) -> 
     if not torch.cuda.is_available():
         return Precision(load_in="32bit", reason="there is no GPU")
     limit = MEMORY_SHARE * torch.cuda.get_device_properties(0).total_memory
+    if adapter is not None and step is not None and method == "lora":
+        return _plan_step(read_shape(config), adapter, step, limit, fused=fused)
     weights = count_weights(config)
     return _plan_full(weights, limit) if method == "full" else _plan_lora(weights, limit)
 
@@ -88,6 +103,18 @@ def can_quantise() -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def _plan_step(shape: ModelShape, adapter: AdapterConfig, step: StepLoad, limit: float, *, fused: bool) -> Precision:
+    """16 bit where it fits with every activation recomputed: quantised weights cost more than recomputing."""
+    needed = estimate_memory(shape, step, adapter=adapter, load_in="16bit", checkpointing="full", fused=fused).device
+    fits = needed <= limit
+    return Precision(
+        load_in="16bit" if fits else "4bit",
+        reason=f"{shape.total / 1e9:.2f} B weights in 16 bit, with adapters and the longest micro-batch under full "
+        f"checkpointing, take about {needed / 2**30:.1f} GiB of the {limit / 2**30:.1f} GiB that may be used: "
+        + ("they fit" if fits else "they do not fit"),
+    )
 
 
 def _plan_lora(weights: int, limit: float) -> Precision:

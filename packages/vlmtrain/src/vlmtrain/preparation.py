@@ -11,11 +11,13 @@ from vlmtrain.adapter_config import describe_preset
 from vlmtrain.backends import Backend, choose_backend
 from vlmtrain.chat import ChatFormat
 from vlmtrain.config import DataConfig, FitConfig
+from vlmtrain.device import describe_limits
 from vlmtrain.layers import adapter_targets, full_modules
 from vlmtrain.model_shape import read_shape
 from vlmtrain.preflight import CheckedSplit, check_split
-from vlmtrain.processes import say
+from vlmtrain.processes import is_main_process, say
 from vlmtrain.processors import load_chat_format, load_processor
+from vlmtrain.shard_checks import check_shards
 from vlmtrain.source import ModelSource, find_model
 from vlmtrain.template_completion import describe_completion
 
@@ -58,6 +60,10 @@ def prepare(config: FitConfig) -> Prepared:
     backend, reason = choose_backend(config.model.backend)
     say(f"backend: {backend.NAME} ({reason})")
     say(f"model: {source.name} (family {source.family.name if source.family else 'unknown'})")
+    for line in describe_limits(source.family.name if source.family else None):
+        say(f"warning: {line}")
+    if is_main_process():
+        say(check_shards(folder))
     if source.adapter is None and (config.adapter.connector != "frozen" or config.adapter.modules_to_save):
         check_named_modules(config, source, backend)
     processor = load_processor(source, trust_remote_code=config.model.trust_remote_code)

@@ -16,6 +16,7 @@ from typing import Any
 
 from vlmdata.errors import ConfigError
 from vlmtrain.backends import Backend
+from vlmtrain.chat import image_token_ids
 from vlmtrain.checkpoints import with_loadable_checkpoints, with_whole_checkpoints
 from vlmtrain.config import FitConfig
 from vlmtrain.device import half_precision
@@ -24,6 +25,7 @@ from vlmtrain.layers import part_of
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.loggers import logger_arguments, make_logger_callbacks
 from vlmtrain.metrics import METRICS
+from vlmtrain.out_of_memory import with_smaller_pieces
 from vlmtrain.processes import agree_on_largest, is_main_process, process_count
 from vlmtrain.rows import Rows
 from vlmtrain.run_folder import RunFolder, drop_lines_after
@@ -80,6 +82,7 @@ def make_trainer(
     stop: StopRequest,
     val_answers: ValAnswers | None = None,
     first_step: int = 0,
+    longest: Callable[[], dict[str, Any]] | None = None,
 ) -> Any:
     """Puts the trainer together.
 
@@ -96,6 +99,7 @@ def make_trainer(
         stop: Is asked after each step whether to save and stop.
         val_answers: Val rows to answer at each evaluation, or None.
         first_step: Step of the checkpoint that the run goes on from, or 0.
+        longest: Makes the micro-batch of the longest rows, to be tried before the first step, or None.
 
     Returns:
         A transformers Trainer.
@@ -122,7 +126,8 @@ def make_trainer(
         from vlmtrain.speed.profile import StepProfile
 
         callbacks.append(StepProfile(run.path / "profile.txt", steps=config.speed.profile_steps))
-    kind = with_token_mean_loss(with_whole_checkpoints(with_loadable_checkpoints(backend.trainer_class())))
+    kind = with_smaller_pieces(backend.trainer_class(), image_token_ids(loaded.processor.tokenizer), longest)
+    kind = with_token_mean_loss(with_whole_checkpoints(with_loadable_checkpoints(kind)))
     trainer = with_answer_metrics(arrange_trainer(kind, arrangement), val_answers)(
         model=loaded.model,
         args=settings,

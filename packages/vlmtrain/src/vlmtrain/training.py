@@ -10,6 +10,7 @@ from vlmdata.errors import ResourceError
 from vlmtrain.arrangement import arrange, plans_memory
 from vlmtrain.base_identity import identify_base, pin_base
 from vlmtrain.config import FitConfig
+from vlmtrain.lengths import heaviest_step
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.loftq import begin_with_rounding, require_unrounded_base
 from vlmtrain.loggers import check_loggers
@@ -85,6 +86,7 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
             stop=stop,
             val_answers=answers if config.monitor.eval_metrics else None,
             first_step=run.step_of(checkpoint) if checkpoint else 0,
+            longest=_longest_batch(config, prepared, arrangement.collate or collate),
         )
         laps.end("loading the model")
         with stop.deferred():
@@ -113,7 +115,14 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
 
 
 def _load_for_training(config: FitConfig, prepared: Prepared) -> LoadedModel:
-    precision = choose_precision(config.model.load_in, method=config.adapter.method, config=prepared.source.config)
+    precision = choose_precision(
+        config.model.load_in,
+        method=config.adapter.method,
+        config=prepared.source.config,
+        adapter=config.adapter,
+        step=heaviest_step(prepared.train.lengths, config.optimizer.batch_size),
+        fused=prepared.backend.NAME == "unsloth",
+    )
     say(f"weights in {precision.load_in} ({precision.reason})")
     if config.adapter.loftq or prepared.source.loftq:
         require_unrounded_base(prepared.source, precision.load_in, asked=config.adapter.loftq)
@@ -185,6 +194,21 @@ def _make_val_answers(config: FitConfig, prepared: Prepared, loaded: LoadedModel
         batch_size=2 * config.optimizer.batch_size,
         log=run.answers,
     )
+
+
+def _longest_batch(config: FitConfig, prepared: Prepared, collate: Collator) -> Callable[[], dict[str, Any]] | None:
+    """What makes the micro-batch of the longest rows, where there is a GPU whose memory it could fill."""
+    import torch
+
+    if not torch.cuda.is_available():
+        say("the longest batch is not tried before the first step: there is no GPU whose memory could run out")
+        return None
+    if plans_memory(config):
+        # the plan of what is recomputed has tried it
+        return None
+    train = prepared.train
+    rows = [int(row) for row in train.lengths.tokens.argsort()[-config.optimizer.batch_size :]]
+    return lambda: collate([train.rows[row] for row in rows])
 
 
 def _train(trainer: Any, checkpoint: Path | None) -> None:

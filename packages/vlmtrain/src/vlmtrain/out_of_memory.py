@@ -1,0 +1,215 @@
+"""When the GPU's memory runs out in the middle of a run: the same rows in smaller pieces, not another run.
+
+A forward pass over n rows becomes several over fewer, whose losses are shares of the same global batch, so that the
+gradient is the same sum. What the failed backward pass had added is thrown away, and the micro-batches of the step are
+computed again from its beginning; order, learning rate and number of steps stay as they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from vlmdata.errors import ResourceError
+
+__all__ = ["pictures_per_row", "split_batch", "with_smaller_pieces"]
+
+_PER_PICTURE = ("pixel_values", "image_sizes", "image_grid_thw")
+_DERIVED = "image_"
+"""What the loader works out from the grids ahead of the vision tower; of fewer rows, the tower does it by itself."""
+_ADVICE = "try --load-in 4bit, --gradient-checkpointing on, or pictures of a smaller --max-side"
+
+
+def with_smaller_pieces(
+    base: type, image_ids: frozenset[int], longest: Callable[[], dict[str, Any]] | None = None
+) -> type:
+    """A trainer that goes on with smaller forward passes when memory runs out.
+
+    Args:
+        base: A class of transformers' Trainer whose loss is a share of the whole global batch.
+        image_ids: Token ids that stand for images or open and close them.
+        longest: Makes the micro-batch of the longest rows, which is run once before the first step, so that memory
+            runs out there and not after hours; its gradients are thrown away. None: it is not tried.
+    """
+    import torch
+
+    class BackingOffTrainer(base):  # type: ignore[misc]  # its class is known when it runs
+        """Halves the rows of a forward pass until it fits."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.pieces = 1
+            self._longest = longest
+            self._window: list[dict[str, Any]] = []
+
+        def training_step(
+            self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None, *args: Any, **kwargs: Any
+        ) -> Any:
+            """One micro-batch; after a failure, all of the step's so far."""
+            if self._longest is not None:
+                self._try_longest(self._longest(), model, num_items_in_batch)
+                self._longest = None
+            self._window.append(inputs)
+            return self._run_window(inputs, model, num_items_in_batch, *args, **kwargs)
+
+        def _run_window(
+            self, inputs: dict[str, Any], model: Any, num_items_in_batch: Any, *args: Any, **kwargs: Any
+        ) -> Any:
+            loss = self._run([inputs], model, num_items_in_batch, *args, **kwargs)
+            while loss is None:
+                self._halve(num_items_in_batch)
+                # Part of the failed pass may have reached the gradients, and cannot be told from what was there.
+                model.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+                loss = self._run(self._window, model, num_items_in_batch, *args, **kwargs)
+            if self.accelerator.sync_gradients:
+                self._window = []
+            return loss
+
+        def _try_longest(self, batch: dict[str, Any], model: Any, num_items_in_batch: Any) -> None:
+            rows, tokens = batch["input_ids"].shape
+            self._window = [batch]
+            # Dropout draws numbers; those of the first step stay what they are without this trial.
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                self._run_window(batch, model, num_items_in_batch)
+            model.zero_grad(set_to_none=True)
+            self._window = []
+            print(f"longest batch tried: {rows} rows of up to {tokens} tokens{_peak_words()}", flush=True)
+
+        def _run(self, batches: list[dict[str, Any]], model: Any, *args: Any, **kwargs: Any) -> Any:
+            """The loss of the last of the micro-batches, or None where memory ran out."""
+            loss = None
+            try:
+                for batch in batches:
+                    pieces = split_batch(batch, self.pieces, image_ids) if self.pieces > 1 else [batch]
+                    loss = sum(
+                        super(BackingOffTrainer, self).training_step(model, each, *args, **kwargs) for each in pieces
+                    )
+            except torch.OutOfMemoryError:
+                # Nothing is done here: the exception holds on to the tensors of the failed pass.
+                return None
+            return loss
+
+        def _halve(self, num_items_in_batch: Any) -> None:
+            rows = max(len(batch["input_ids"]) for batch in self._window)
+            splits = num_items_in_batch is not None
+            self.pieces = _more_pieces(rows, self.pieces, self.accelerator.num_processes, splits=splits)
+
+    return BackingOffTrainer
+
+
+def _more_pieces(rows: int, pieces: int, processes: int, *, splits: bool) -> int:
+    """Twice as many pieces, said aloud.
+
+    Raises:
+        ResourceError: The pieces are single rows, their losses are not shares of a whole, or other processes would
+            wait for this one.
+    """
+    at_once = -(-rows // pieces)
+    if processes > 1:
+        raise ResourceError(
+            f"the GPU's memory ran out with {at_once} rows at once, and with several GPUs all would have to go on in "
+            f"step: halve --batch-size and double --grad-accum; or {_ADVICE}"
+        )
+    if at_once == 1 or not splits:
+        raise ResourceError(
+            f"the GPU's memory ran out on a forward pass that cannot be split (one row, or packed rows): {_ADVICE}, "
+            "or, where rows are packed, a smaller --batch-size with more --grad-accum"
+        )
+    print(
+        f"the GPU's memory ran out with {at_once} rows at once: going on with {-(-rows // (2 * pieces))} at once, the "
+        "same rows in each optimizer step",
+        flush=True,
+    )
+    return 2 * pieces
+
+
+def _peak_words() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    peak, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
+    return f", {peak / 2**30:.1f} of {total / 2**30:.1f} GiB at the peak, the optimizer's moments apart"
+
+
+def split_batch(batch: dict[str, Any], pieces: int, image_ids: Iterable[int]) -> list[dict[str, Any]]:
+    """A collated batch as several of fewer rows, each with its own pictures.
+
+    Args:
+        batch: Tensors by name, rows first (`input_ids` `(B, S)`), pictures as the processors of the known families
+            give them: by row, by picture, or (`image_grid_thw`) by patch.
+        pieces: How many, at most one for each row.
+        image_ids: Token ids that stand for images or open and close them.
+
+    Raises:
+        ResourceError: It cannot be told which pictures belong to which row.
+    """
+    rows = len(batch["input_ids"])
+    bounds = sorted({round(rows * piece / pieces) for piece in range(pieces + 1)})
+    by_row = "aspect_ratio_ids" in batch
+    names = [] if by_row else [name for name in _PER_PICTURE if name in batch]
+    starts = _picture_starts(batch, names, image_ids) if names else []
+    split = []
+    for begin, end in itertools.pairwise(bounds):
+        piece = {}
+        for name, value in batch.items():
+            if name in names:
+                if starts[begin] == starts[end]:
+                    continue
+                first, last = _patch_bounds(batch, name, starts[begin], starts[end])
+                piece[name] = value[first:last]
+            elif name.startswith(_DERIVED):
+                continue
+            elif name == "position_ids" and len(value) != rows:
+                piece[name] = value[:, begin:end]
+            else:
+                piece[name] = value[begin:end] if hasattr(value, "shape") and value.ndim else value
+        split.append(piece)
+    return split
+
+
+def pictures_per_row(input_ids: Any, pictures: int, image_ids: Iterable[int]) -> list[int] | None:
+    """How many pictures each row has, from its tokens.
+
+    Args:
+        input_ids: `(B, S)` token ids.
+        pictures: Pictures of the whole batch.
+        image_ids: Token ids that stand for images or open and close them.
+
+    Returns:
+        One number a row, or None where no token tells.
+    """
+    rows = input_ids.tolist()
+    wanted = list(image_ids)
+    # A token that opens or closes each picture, else the unbroken runs of the one that fills it.
+    for token in wanted:
+        counts = [row.count(token) for row in rows]
+        if sum(counts) == pictures:
+            return counts
+    for token in wanted:
+        counts = [sum(1 for value, _ in itertools.groupby(row) if value == token) for row in rows]
+        if sum(counts) == pictures:
+            return counts
+    return None
+
+
+def _picture_starts(batch: dict[str, Any], names: list[str], image_ids: Iterable[int]) -> list[int]:
+    """Index of each row's first picture, and the number of all pictures."""
+    total = len(batch["image_grid_thw"] if "image_grid_thw" in names else batch[names[0]])
+    counts = pictures_per_row(batch["input_ids"], total, image_ids)
+    if counts is None:
+        raise ResourceError(
+            "the GPU's memory ran out, and which pictures belong to which row cannot be told from the batch: halve "
+            f"--batch-size and double --grad-accum; or {_ADVICE}"
+        )
+    return [0, *itertools.accumulate(counts)]
+
+
+def _patch_bounds(batch: dict[str, Any], name: str, first: int, last: int) -> tuple[int, int]:
+    """The slice of a tensor that holds the pictures from `first` up to `last`."""
+    if name != "pixel_values" or "image_grid_thw" not in batch:
+        return first, last
+    patches = batch["image_grid_thw"].prod(dim=-1)
+    return int(patches[:first].sum()), int(patches[:last].sum())
