@@ -15,7 +15,7 @@ from PIL import Image
 from vlmdata.errors import DataError
 from vlmtrain.cli import cli, main
 
-COMMANDS = ("fit", "check", "plan", "eval", "generate", "export", "tiny")
+COMMANDS = ("fit", "check", "preview", "plan", "models", "eval", "generate", "export", "tiny")
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
