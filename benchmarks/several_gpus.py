@@ -16,6 +16,7 @@ import csv
 import itertools
 import json
 import random
+import shlex
 import statistics
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def main() -> int:
     parser.add_argument("--hidden-size", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--model", help="a model folder or hub id in place of a drawn-up one")
+    parser.add_argument("--fit", default="", help='further options of fit, as in --fit "--batching plain"')
     parser.add_argument("--out", type=Path, help="keep sets, models and runs in this folder")
     arguments = parser.parse_args()
     uneven = [n for n in arguments.gpus if arguments.global_batch % (arguments.batch_size * n)]
@@ -95,6 +97,7 @@ def fit(work: Path, gpus: int, arguments: argparse.Namespace) -> list[dict]:
         "--gpus", gpus, "--batch-size", arguments.batch_size, "--grad-accum", passes, "--max-steps", arguments.steps,
         "--eval-steps", arguments.steps, "--backend", arguments.backend, "--method", arguments.method,
         "--load-in", arguments.load_in, "--lr", "1e-3", "--warmup", 0, "--no-report", "--overwrite",
+        *shlex.split(arguments.fit),
     )  # fmt: skip
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
