@@ -58,6 +58,7 @@ class BuildReport:
         partitions_reused: of an earlier build, not done again.
         was_unchanged: whether the folder was whole already and only its manifest was touched.
         notes: what was detected and chosen, a line each.
+        remark: what is kept for the next build, in words.
     """
 
     out: Path
@@ -67,6 +68,7 @@ class BuildReport:
     partitions_reused: int = 0
     was_unchanged: bool = False
     notes: list[str] = field(default_factory=list)
+    remark: str = ""
 
 
 def _ignore(_: object) -> None:
@@ -118,7 +120,7 @@ def build_folder(
                 sets, config, stage, on_partition=on_partition, on_note=lambda line: note(f"against {line}")
             )
             prepared = prepare_inputs(inputs, config, stage, keep_rows=True, on_partition=on_partition)
-            manifest = _finish(prepared, evaluation, files, stage, config, note)
+            manifest, remark = _finish(prepared, evaluation, files, stage, config, note)
     return BuildReport(
         out=config.out,
         manifest=manifest,
@@ -126,6 +128,7 @@ def build_folder(
         partitions=len(prepared.partitions),
         partitions_reused=sum(each.was_done for each in prepared.partitions),
         notes=notes,
+        remark=remark,
     )
 
 
@@ -158,8 +161,8 @@ def _finish(
     stage: Path,
     config: BuildConfig,
     note: Callable[[str], None],
-) -> Manifest:
-    """Write the folder beside its place and move it in; the manifest comes last."""
+) -> tuple[Manifest, str]:
+    """Write the folder beside its place and move it in, the manifest last; say what is kept for the next build."""
     ready = stage / "ready"
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir()
@@ -198,9 +201,8 @@ def _finish(
     for pictures, useful in evaluation.staged.items():
         clear_work(pictures, useful)
     size_bytes = clear_work(stage, kept)
-    if kept:
-        note(f"{stage} keeps {size_bytes / 1e6:.1f} MB for the next build; delete it freely, or give --no-keep-stage")
-    return manifest
+    remark = f"{stage} keeps {size_bytes / 1e6:.1f} MB for the next build; delete it freely, or give --no-keep-stage"
+    return manifest, remark if kept else ""
 
 
 def _describe(

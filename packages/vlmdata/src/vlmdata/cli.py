@@ -168,6 +168,8 @@ def _print_report(report: BuildReport) -> None:
     _print_counts(counts, f"{locator(report.out)}/rejected.jsonl")
     parts = ", ".join(f"{name} {split.rows}" for name, split in splits.items())
     click.echo(f"{locator(report.out)}: {parts} rows, {size / 1e6:.1f} MB, {report.seconds:.1f} s")
+    if report.remark:
+        click.echo(report.remark)
 
 
 def _print_counts(counts: Counts, rejected: str | Path | None) -> None:

@@ -8,10 +8,11 @@ import signal
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 
-__all__ = ["start_worker_server"]
+__all__ = ["WORKER_ENVIRONMENT", "start_worker_server"]
 
 # Workers share the cores among themselves; threads inside each would only get in their way.
-_SERVER_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+WORKER_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""Variables that worker processes have in place of the main process's."""
 
 
 def start_worker_server() -> BaseContext:
@@ -20,8 +21,8 @@ def start_worker_server() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vlmdata.stage.preload"])
-    before = {name: os.environ.get(name) for name in _SERVER_ENVIRONMENT}
-    os.environ.update(_SERVER_ENVIRONMENT)
+    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
+    os.environ.update(WORKER_ENVIRONMENT)
     # started by itself, because doing so unblocks the signal
     resource_tracker.ensure_running()
     # Ctrl-C is for the main process; until the server is ready it would answer with a traceback

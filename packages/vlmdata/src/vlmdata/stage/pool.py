@@ -20,7 +20,7 @@ from typing import TypeAlias
 from vlmdata.errors import ResourceError
 from vlmdata.stage.staged import PartitionSummary, StagedFiles, Task, WorkSettings
 from vlmdata.stage.work import process_partition
-from vlmdata.worker_server import start_worker_server
+from vlmdata.worker_server import WORKER_ENVIRONMENT, start_worker_server
 
 __all__ = ["count_workers", "run_alone", "run_partitions"]
 
@@ -166,7 +166,12 @@ def _start_pool(workers: int) -> ProcessPoolExecutor:
     Raises:
         ResourceError: they do not.
     """
-    pool = ProcessPoolExecutor(workers, mp_context=start_worker_server(), initializer=_prepare_worker)
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=start_worker_server(),
+        initializer=_prepare_worker,
+        initargs=({name: value for name, value in os.environ.items() if name not in WORKER_ENVIRONMENT},),
+    )
     try:
         with _hidden_main():
             first = pool.submit(os.getpid)
@@ -191,8 +196,13 @@ def _hidden_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _prepare_worker() -> None:
-    """Leave Ctrl-C to the main process, and end when the main process is gone."""
+def _prepare_worker(environment: dict[str, str]) -> None:
+    """Leave Ctrl-C to the main process, and end when the main process is gone.
+
+    Args:
+        environment: the main process's variables as they are now; the server has those of its own start.
+    """
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
