@@ -210,9 +210,11 @@ def _settings(run: Mapping[str, Any] | None) -> str:
         for key, value in run["config"].items()
         if value is not None and key not in _PRIVATE_SETTINGS and not str(value).startswith(("/", "~", "."))
     }
-    loss = "" if run.get("best_eval_loss") is None else f"\n\nBest evaluation loss: {run['best_eval_loss']:.4f}"
-    step = "" if not loss or run.get("best_step") is None else f" at step {run['best_step']} of {run['steps']}"
-    return f"```yaml\n{yaml.safe_dump(shown, sort_keys=False).strip()}\n```{loss}{step}"
+    best = ""
+    if run.get("best_value") is not None:
+        best = f"\n\nBest {run['best_metric']} on the val rows: {run['best_value']:.4f}"
+        best += f" at step {run['best_step']} of {run['steps']}" if run.get("best_step") is not None else ""
+    return f"```yaml\n{yaml.safe_dump(shown, sort_keys=False).strip()}\n```{best}"
 
 
 def _score_lines(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
