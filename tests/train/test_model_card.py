@@ -70,7 +70,8 @@ def test_a_card_has_the_figures_and_nothing_private(tmp_path) -> None:
     assert "base_model" not in data
     assert "a local model (base) at fingerprint `ffffffffffff`" in text
     for figure in ("0.310%", "21.00%", "40 of 40", "10 vision", "0.951", "0.400", "-0.050", "55 of 60", "d" * 64,
-                   "train 900", "rejected 100", "Best loss on the val rows: 0.1234 at step 40 of 60", "r: 16", "torch 2.14.1"):  # fmt: skip
+                   "train 900", "rejected 100", "Best loss on the val rows: 0.1234 at step 40 of 60",
+                   "r: 16", "torch 2.14.1"):  # fmt: skip
         assert figure in text, figure
     assert "names no licence" in text
     assert PRIVATE not in text
