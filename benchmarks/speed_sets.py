@@ -25,7 +25,9 @@ _WORDS = (
     "item ledger letter margin market measure method month notice number office order output page paper period plan "
     "price profit quarter rate record region report result sample section series share sheet sum table target total"
 ).split()
-_SCAN_PIXELS = (2e6, 10e6)
+_PIXELS = (2.2e6, 10e6)
+# Drawing takes far longer than cutting and encoding.
+_VARIANTS = 3
 
 
 def make_set(folder: Path, kind: str, count: int, photos: Path) -> None:
@@ -43,28 +45,37 @@ def make_set(folder: Path, kind: str, count: int, photos: Path) -> None:
     sources = sorted(photos.glob("*.jpg")) if kind == "photos" else []
     if kind == "photos" and not sources:
         raise SystemExit(f"no photos in {photos}; name a folder with --photos")
+    groups = range(0, count, _VARIANTS)
     with multiprocessing.Pool() as pool:
-        names = pool.map(partial(_make_image, folder, kind, sources), range(count), chunksize=16)
+        made = pool.map(partial(_make_images, folder, kind, sources, count), groups, chunksize=4)
+    names = [name for group in made for name in group]
     with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "question", "answer"])
         writer.writerows([f"images/{name}", "What is shown?", f"This is number {i}."] for i, name in enumerate(names))
 
 
-def _make_image(folder: Path, kind: str, sources: list[Path], number: int) -> str:
-    rng = np.random.default_rng([_SEED, list(KINDS).index(kind), number])
-    if sources:
-        image = _crop_photo(rng, sources[number % len(sources)])
-    else:
-        pixels, ratio = rng.uniform(*_SCAN_PIXELS), rng.uniform(1.25, 1.45)
+def _make_images(folder: Path, kind: str, sources: list[Path], count: int, first: int) -> list[str]:
+    """Some images from one drawing, or from one photo each."""
+    rng = np.random.default_rng([_SEED, list(KINDS).index(kind), first])
+    names = []
+    if not sources:
+        pixels, ratio = rng.uniform(*_PIXELS), rng.uniform(1.25, 1.45)
         short = round(math.sqrt(pixels / ratio))
-        image = KINDS[kind](rng, short, round(short * ratio))
-    name = f"{number:06d}.{'png' if kind == 'charts' else 'jpg'}"
-    if kind == "charts":
-        image.save(folder / "images" / name)
-    else:
-        image.save(folder / "images" / name, quality=int(rng.integers(80, 96)))
-    return name
+        drawing = KINDS[kind](rng, short, round(short * ratio))
+    for number in range(first, min(first + _VARIANTS, count)):
+        image = _crop_photo(rng, sources[number % len(sources)]) if sources else _cut_margins(rng, drawing)
+        name = f"{number:06d}.{'png' if kind == 'charts' else 'jpg'}"
+        options = {} if kind == "charts" else {"quality": int(rng.integers(80, 96))}
+        image.save(folder / "images" / name, **options)
+        names.append(name)
+    return names
+
+
+def _cut_margins(rng: np.random.Generator, drawing: Image.Image) -> Image.Image:
+    """A drawing with other margins, which no near-duplicate of it has."""
+    left, top, right, bottom = (int(rng.uniform(0, 0.05) * drawing.width) for _ in range(4))
+    return drawing.crop((left, top, drawing.width - right, drawing.height - bottom))
 
 
 def _crop_photo(rng: np.random.Generator, source: Path) -> Image.Image:
