@@ -118,7 +118,8 @@ def choose_plan(count: int, distance: int, bit_entropy: npt.NDArray[np.float64])
         # If the first remainder + 1 parts all differed in more than radius bits, the others would differ in fewer.
         radii = (radius,) * (remainder + 1) + (radius - 1,) * (parts - remainder - 1)
         for equal in range(1, _MAX_CHUNKS_EQUAL + 1):
-            if radius + equal > bits or equal * math.ceil(bits / (max(radius - 1, 0) + equal)) > _KEY_BITS:
+            # the part with the fewest chunks has the widest keys
+            if radius + equal > bits or equal * math.ceil(bits / (max(radii[-1], 0) + equal)) > _KEY_BITS:
                 continue
             cost = 0.0
             for searched in (r for r in radii if r >= 0):

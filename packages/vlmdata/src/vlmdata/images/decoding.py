@@ -25,7 +25,7 @@ _REFUSED_FORMATS = {"EPS": "PostScript is a program, not a picture; render it be
 # the structural similarity to an exact LANCZOS resize stays above 0.992 on noisy pages (benchmarks/build_speed.py).
 _REDUCING_GAP = 1.2
 # From this ratio on a cubic filter, a third cheaper, loses less than the reductions do.
-_CUBIC_RATIO = 1.5
+_CUBIC_RATIO = 1.65
 
 
 @dataclass(frozen=True, slots=True)
