@@ -38,6 +38,9 @@ types: setup
 
 bench: setup
 	$(BIN)/python benchmarks/fit_memory.py
+	$(BIN)/python benchmarks/memory_growth.py
+	$(BIN)/python benchmarks/dedup_scale.py
+	$(BIN)/python benchmarks/build_speed.py
 
 # Writes requirements/lock.txt anew from requirements/dev.in and the packages' own ranges.
 lock: setup
