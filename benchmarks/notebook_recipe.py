@@ -71,7 +71,7 @@ def main():
     options = parser.parse_args()
     if options.gpu_memory_gb:
         total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(options.gpu_memory_gb * 1e9 / total)
+        torch.cuda.set_per_process_memory_fraction(options.gpu_memory_gb * 2**30 / total)
 
     model, tokenizer = unsloth.FastVisionModel.from_pretrained(
         options.model,

@@ -305,11 +305,11 @@ def test_locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_location(f"file://{tmp_path}") == tmp_path
     (tmp_path / "dc:").mkdir()
     assert not is_remote("dc:/title")
-    memory = open_location("memory://root/sub")
+    memory = open_location("memory://place/sub")
     assert kind_of(memory) is None
     (memory / "a.txt").write_text("a")
     assert (kind_of(memory), kind_of(memory / "a.txt")) == ("folder", "file")
-    assert relative_name(memory / "a.txt", open_location("memory://root")) == "sub/a.txt"
+    assert relative_name(memory / "a.txt", open_location("memory://place")) == "sub/a.txt"
     before = stamp_remote(memory)
     (memory / "b.txt").write_text("b")
     assert stamp_remote(memory) != before

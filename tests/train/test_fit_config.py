@@ -8,7 +8,7 @@ import pytest
 
 from vlmdata.errors import ConfigError
 from vlmdata.options import read_yaml
-from vlmtrain.config import SECTIONS, FitConfig
+from vlmtrain.config import SECTIONS, FitConfig, OptimizerConfig
 from vlmtrain.settings import EvalConfig, ExportConfig, GenerateConfig
 
 NEEDED = {"data": Path("data"), "model": "model", "out": Path("run")}
@@ -138,3 +138,16 @@ def test_settings_of_the_other_commands(make, problems) -> None:
     with pytest.raises(ConfigError) as caught:
         make()
     assert caught.value.problems == problems
+
+
+@pytest.mark.parametrize(
+    ("choice", "method", "on_gpu", "name"),
+    [
+        ("auto", "lora", True, "adamw_torch_fused"),
+        ("auto", "full", True, "adamw_8bit"),
+        ("auto", "lora", False, "adamw_torch"),
+        ("adamw_8bit", "lora", True, "adamw_8bit"),
+    ],
+)
+def test_one_place_says_which_optimizer_auto_is(choice: str, method: str, on_gpu: bool, name: str) -> None:
+    assert OptimizerConfig(optimizer=choice).resolve_optimizer(method, on_gpu=on_gpu) == name

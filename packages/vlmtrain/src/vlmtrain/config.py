@@ -152,6 +152,22 @@ class OptimizerConfig:
         if problems:
             raise ConfigError(problems)
 
+    def resolve_optimizer(self, method: str, *, on_gpu: bool) -> str:
+        """The optimizer behind `auto`.
+
+        Adapters are many small matrices: 8-bit AdamW takes them one by one, to save memory that hardly counts; torch's
+        fused one takes all at once. For all weights it is the reverse.
+
+        Args:
+            method: `lora` or `full`.
+            on_gpu: Whether there is one.
+        """
+        if self.optimizer != "auto":
+            return self.optimizer
+        if not on_gpu:
+            return "adamw_torch"
+        return "adamw_torch_fused" if method == "lora" else "adamw_8bit"
+
 
 SECTIONS: tuple[type, ...] = (
     DataConfig,

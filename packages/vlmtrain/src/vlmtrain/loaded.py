@@ -7,7 +7,7 @@ from typing import Any
 
 from vlmtrain.source import ModelSource
 
-__all__ = ["LoadedModel"]
+__all__ = ["LoadedModel", "base_of"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,3 +32,10 @@ class LoadedModel:
         """The token ids at which generation stops."""
         eos = getattr(self.model.generation_config, "eos_token_id", None)
         return tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),)
+
+
+def base_of(model: Any) -> Any:
+    """The transformers model under adapters, and under what trains it on several GPUs."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

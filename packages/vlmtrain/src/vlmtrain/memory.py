@@ -33,12 +33,21 @@ from vlmtrain.adapter_config import AdapterConfig
 from vlmtrain.layers import adapter_targets, full_modules
 from vlmtrain.model_shape import Block, Linear, ModelShape, Norm
 
-__all__ = ["Checkpointing", "MemoryEstimate", "StepLoad", "block_bytes", "estimate_memory", "trainable_parameters"]
+__all__ = [
+    "OPTIMIZER_BYTES",
+    "Checkpointing",
+    "MemoryEstimate",
+    "StepLoad",
+    "block_bytes",
+    "estimate_memory",
+    "trainable_parameters",
+]
 
 Checkpointing = Literal["off", "selective", "full"]
 
 _WEIGHT_BYTES = {"32bit": 4.0, "16bit": 2.0, "8bit": 1.0 + 4 / 4096, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
-_OPTIMIZER_BYTES = {"adamw_8bit": 2.03, "paged_adamw_8bit": 2.03, "adamw_torch": 8.0, "adamw_torch_fused": 8.0}
+OPTIMIZER_BYTES = {"adamw_8bit": 2.03, "paged_adamw_8bit": 2.03, "adamw_torch": 8.0, "adamw_torch_fused": 8.0}
+"""Bytes of state for each trained weight."""
 _HALF = 2
 _SINGLE = 4
 # Unsloth's fused loss goes through the logits in pieces of at most 4 GiB, counted as 16 bytes a logit, in a multiple
@@ -127,7 +136,7 @@ def estimate_memory(
     full = adapter.method == "full"
     wide = not full or load_in == "32bit"
     size = _SINGLE if wide else _HALF
-    states = trained * (size + _OPTIMIZER_BYTES.get(optimizer, 8.0))
+    states = trained * (size + OPTIMIZER_BYTES.get(optimizer, 8.0))
     copies = trained * ((_HALF if wide else 0) + (0 if full else _SINGLE))
     static = weights + copies + states
 

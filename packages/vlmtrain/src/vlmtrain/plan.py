@@ -91,7 +91,7 @@ class Plan:
             checkpointing=checkpointing,
             fused=self.fused,
             offloaded=self.offloaded and checkpointing == "full",
-            optimizer="adamw_8bit" if self.optimizer.optimizer == "auto" else self.optimizer.optimizer,
+            optimizer=self.optimizer.resolve_optimizer(self.adapter.method, on_gpu=True),
         )
 
     @property

@@ -107,7 +107,16 @@ def can_quantise() -> bool:
 
 def _plan_step(shape: ModelShape, adapter: AdapterConfig, step: StepLoad, limit: float, *, fused: bool) -> Precision:
     """16 bit where it fits with every activation recomputed: quantised weights cost more than recomputing."""
-    needed = estimate_memory(shape, step, adapter=adapter, load_in="16bit", checkpointing="full", fused=fused).device
+    needed = estimate_memory(
+        shape,
+        step,
+        adapter=adapter,
+        load_in="16bit",
+        checkpointing="full",
+        fused=fused,
+        # of the optimizers for adapters, one that keeps most
+        optimizer="adamw_torch_fused",
+    ).device
     fits = needed <= limit
     return Precision(
         load_in="16bit" if fits else "4bit",

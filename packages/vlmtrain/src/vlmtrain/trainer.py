@@ -219,18 +219,10 @@ def _group_arguments(*, on_gpu: bool) -> dict[str, Any]:
 
 
 def optimizer_name(config: FitConfig) -> str:
-    """The optimizer behind `auto`.
-
-    Adapters are many small matrices: 8-bit AdamW takes them one by one, a tenth of a second a step for hundreds of
-    them, to save memory that hardly counts; torch's fused one takes all at once. For all weights it is the reverse.
-    """
+    """The optimizer that the run has on this machine."""
     import torch
 
-    if config.optimizer.optimizer != "auto":
-        return config.optimizer.optimizer
-    if not torch.cuda.is_available():
-        return "adamw_torch"
-    return "adamw_torch_fused" if config.adapter.method == "lora" else "adamw_8bit"
+    return config.optimizer.resolve_optimizer(config.adapter.method, on_gpu=torch.cuda.is_available())
 
 
 def _make_optimizer(model: Any, settings: Any, config: FitConfig) -> Any:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from vlmtrain.loaded import base_of
+
 __all__ = [
     "IMPLEMENTATION",
     "kernel_obstacle",
@@ -224,7 +226,7 @@ def use_varlen_vision(model: Any) -> None:
     if not vision_gains(model):
         raise ValueError(f"the vision tower of type {_tower_type(model)!r} has no use for variable-length attention")
     register()
-    base = _base_of(model)
+    base = base_of(model)
     base.set_attn_implementation({"vision_config": IMPLEMENTATION})
     if _tower_type(model).startswith(_TOWERS_WITH_MASK):
         [tower] = [module for module in base.modules() if type(module).__name__ == "PixtralVisionModel"]
@@ -253,7 +255,7 @@ def _add_image_boundaries(tower: Any, arguments: tuple[Any, ...], keywords: dict
 def packed_language_attention(model: Any) -> Iterator[None]:
     """Within, the language model attends within the rows of a packed batch, by the positions given with it."""
     register()
-    config = _base_of(model).config.get_text_config()
+    config = base_of(model).config.get_text_config()
     before = config._attn_implementation
     config._attn_implementation = IMPLEMENTATION
     try:
@@ -263,10 +265,4 @@ def packed_language_attention(model: Any) -> Iterator[None]:
 
 
 def _tower_type(model: Any) -> str:
-    return str(getattr(getattr(_base_of(model).config, "vision_config", None), "model_type", ""))
-
-
-def _base_of(model: Any) -> Any:
-    while hasattr(model, "module"):
-        model = model.module
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return str(getattr(getattr(base_of(model).config, "vision_config", None), "model_type", ""))

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from vlmtrain.loaded import base_of
+
 __all__ = ["Candidate", "LayerSwitches", "MemoryChoice", "choose", "measure_layers"]
 
 MEMORY_SHARE = 0.9
@@ -35,8 +37,7 @@ class LayerSwitches:
 
         self.layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         self.recomputed = [True] * len(self.layers)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base_of(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.apply()
 
     @property

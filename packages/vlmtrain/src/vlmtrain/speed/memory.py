@@ -13,6 +13,7 @@ import torch
 from vlmdata.errors import ResourceError
 from vlmtrain.config import FitConfig
 from vlmtrain.loaded import LoadedModel
+from vlmtrain.memory import OPTIMIZER_BYTES
 from vlmtrain.preflight import CheckedSplit
 from vlmtrain.processes import gather
 from vlmtrain.speed.checkpointing import (
@@ -30,8 +31,6 @@ __all__ = ["fit_to_memory"]
 
 _EPOCHS_SEARCHED = 4
 _TRIES = 6
-# Bytes of optimizer state for each trained weight.
-_STATE_BYTES = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "adamw_torch": 8, "adamw_torch_fused": 8}
 
 
 def fit_to_memory(
@@ -127,7 +126,7 @@ def _agree(choice: MemoryChoice, candidates: list[Candidate]) -> MemoryChoice:
 def _cap_memory(config: FitConfig, device: Any) -> None:
     if config.speed.gpu_memory_gb is not None:
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, config.speed.gpu_memory_gb * 1e9 / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, config.speed.gpu_memory_gb * 2**30 / total), device)
 
 
 def _budget(config: FitConfig, model: Any) -> int:
@@ -136,13 +135,10 @@ def _budget(config: FitConfig, model: Any) -> int:
     used: int = torch.cuda.memory_allocated(device)
     available: int = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     if config.speed.gpu_memory_gb is not None:
-        available = min(available, round(config.speed.gpu_memory_gb * 1e9))
-    # auto is fused AdamW for adapters, and 8-bit AdamW for all weights
-    name = config.optimizer.optimizer
-    if name == "auto":
-        name = "adamw_torch_fused" if config.adapter.method == "lora" else "adamw_8bit"
+        available = min(available, round(config.speed.gpu_memory_gb * 2**30))
+    name = config.optimizer.resolve_optimizer(config.adapter.method, on_gpu=True)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return int(used + MEMORY_SHARE * (available - used) - trained * _STATE_BYTES[name])
+    return int(used + MEMORY_SHARE * (available - used) - trained * OPTIMIZER_BYTES[name])
 
 
 def _heaviest(train: CheckedSplit, arrangement: Arrangement, rows_a_step: int, size: int) -> tuple[list[int], int]:

@@ -30,7 +30,7 @@ class SpeedConfig:
     """Rows of one forward pass; the global batch stays --batch-size × --grad-accum. Unset: on a GPU as many as its
     memory holds, else --batch-size."""
     gpu_memory_gb: float | None = None
-    """Most memory of each GPU to use, in GB (10^9 bytes). Unset: all that is free."""
+    """Most memory of each GPU to use, in GiB. Unset: all that is free."""
     profile_steps: int = 0
     """Steps to profile, from the 16th on; what the GPU did in them goes to profile.txt in the run's folder."""
     loss_on: Literal["auto", "supervised", "all"] = "auto"

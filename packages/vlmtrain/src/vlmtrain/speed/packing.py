@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vlmtrain.loaded import base_of
 from vlmtrain.masks import IGNORE_INDEX
 
 __all__ = ["PackedCollator", "can_pack", "pack"]
@@ -61,7 +62,7 @@ class PackedCollator:
 
     def __init__(self, collate: Callable[[list[Batch]], Batch], model: Any) -> None:
         self.collate = collate
-        self._inner = model.get_base_model().model if hasattr(model, "get_base_model") else model.model
+        self._inner = base_of(model).model
 
     def __call__(self, rows: Sequence[Batch]) -> Batch:
         """Collates rows; see `pack`."""
