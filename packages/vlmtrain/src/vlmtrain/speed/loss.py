@@ -1,7 +1,7 @@
 """The loss computed at the positions that carry some, and nowhere else.
 
-The output head turns each position into a score for every word of a large vocabulary, nearly always for prompt and image
-tokens whose scores nobody asks for; in the Qwen2.5-VL-3B shape it has a tenth of the language model's weights.
+The output head turns each position into a score for every word of a large vocabulary, nearly always for prompt and
+image tokens whose scores nobody asks for; in the Qwen2.5-VL-3B shape it has a tenth of the language model's weights.
 """
 
 from __future__ import annotations
