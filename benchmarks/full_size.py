@@ -8,91 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SHAPES", "build_set", "make_full_size"]
+from shapes import SHAPES
 
-# Sizes as the published config.json files give them; names are of the shapes, the weights are random.
-_QWEN2_5_VISION = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "window_size": 112,
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen2.5-vl-3b": {
-        "family": "qwen2.5-vl",
-        "tie_word_embeddings": True,
-        "text": {
-            "vocab_size": 151936,
-            "hidden_size": 2048,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 2,
-            "mrope_section": [16, 24, 24],
-        },
-        "vision": {**_QWEN2_5_VISION, "out_hidden_size": 2048},
-    },
-    "qwen2.5-vl-7b": {
-        "family": "qwen2.5-vl",
-        "tie_word_embeddings": False,
-        "text": {
-            "vocab_size": 152064,
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "mrope_section": [16, 24, 24],
-        },
-        "vision": {**_QWEN2_5_VISION, "out_hidden_size": 3584},
-    },
-    "qwen3-vl-8b": {
-        "family": "qwen3-vl",
-        "tie_word_embeddings": False,
-        "text": {
-            "vocab_size": 151936,
-            "hidden_size": 4096,
-            "intermediate_size": 12288,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "mrope_section": [24, 20, 20],
-        },
-        "vision": {
-            "depth": 27,
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_heads": 16,
-            "out_hidden_size": 4096,
-            "num_position_embeddings": 2304,
-            "deepstack_visual_indexes": [8, 16, 24],
-        },
-    },
-    "gemma3-4b": {
-        "family": "gemma3",
-        "tie_word_embeddings": True,
-        "text": {
-            "vocab_size": 262208,
-            "hidden_size": 2560,
-            "intermediate_size": 10240,
-            "num_hidden_layers": 34,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "head_dim": 256,
-        },
-        "vision": {
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_hidden_layers": 27,
-            "num_attention_heads": 16,
-            "image_size": 896,
-            "patch_size": 14,
-        },
-    },
-}
+__all__ = ["build_set", "make_full_size"]
 
 
 def make_full_size(shape: str, folder: Path) -> Path:
@@ -105,37 +23,66 @@ def make_full_size(shape: str, folder: Path) -> Path:
     if (folder / "config.json").exists():
         return folder
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
     sizes = SHAPES[shape]
     tiny = folder.parent / f"{sizes['family']}-tiny"
     subprocess.run([sys.executable, "-m", "vlmtrain", "tiny", sizes["family"], str(tiny)], check=True)
-    values = json.loads((tiny / "config.json").read_text(encoding="utf-8"))
-    text = dict(sizes["text"])
-    rope = values["text_config"].get("rope_parameters")
-    if "mrope_section" in text and rope is not None:
-        rope["mrope_section"] = text.pop("mrope_section")
-    for key in ("layer_types",):  # one a layer, made anew from the number of layers
-        values["text_config"].pop(key, None)
-    values["text_config"] |= text
-    values["vision_config"] |= sizes["vision"]
-    values |= {"tie_word_embeddings": sizes["tie_word_embeddings"], "dtype": "bfloat16"}
-    values["text_config"]["tie_word_embeddings"] = sizes["tie_word_embeddings"]
-    for section in (values["text_config"], values["vision_config"]):
-        section["initializer_range"] = 0.02
-        section["dtype"] = "bfloat16"
-    config = AutoConfig.for_model(**values)
+    config = AutoConfig.for_model(**config_of(shape, tiny))
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    open_closed(model)
     model.generation_config = GenerationConfig.from_pretrained(tiny)
     model.save_pretrained(folder)
-    AutoProcessor.from_pretrained(tiny).save_pretrained(folder)
+    save_processor(shape, tiny, folder)
     print(f"{shape}: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B parameters", flush=True)
     return folder
 
 
-def build_set(folder: Path, *, rows: int, sizes: list[tuple[int, int]], words: tuple[int, int] = (8, 8)) -> Path:
+def config_of(shape: str, tiny: Path) -> dict[str, Any]:
+    """The config of the family's tiny model with the sizes of the shape."""
+    sizes = SHAPES[shape]
+    values: dict[str, Any] = json.loads((tiny / "config.json").read_text(encoding="utf-8"))
+    text = dict(sizes["text"])
+    if "mrope_section" in text:
+        values["text_config"]["rope_parameters"]["mrope_section"] = text.pop("mrope_section")
+    values["text_config"].pop("layer_types", None)  # one a layer, made anew from the number of layers
+    values["text_config"] |= text
+    values["vision_config"] |= sizes["vision"]
+    values |= {"tie_word_embeddings": sizes["tie_word_embeddings"], "dtype": "bfloat16", **sizes.get("top", {})}
+    values["text_config"]["tie_word_embeddings"] = sizes["tie_word_embeddings"]
+    for section in (values["text_config"], values["vision_config"]):
+        section["initializer_range"] = 0.02
+        section["dtype"] = "bfloat16"
+    return values
+
+
+def open_closed(model: Any) -> None:
+    """What a new model starts with at zero would show the text nothing of the picture: gates, Gemma's projection."""
+    for name, weight in model.named_parameters():
+        if name.endswith("gate") and weight.numel() == 1:
+            weight.data.fill_(0.5)
+        elif name.endswith("mm_input_projection_weight"):
+            weight.data.normal_(std=0.02)
+
+
+def save_processor(shape: str, tiny: Path, folder: Path) -> None:
+    """The tiny model's processor, for pictures of the size that the shape's tower has."""
+    from transformers import AutoProcessor
+
+    AutoProcessor.from_pretrained(tiny).save_pretrained(folder)
+    sizes = SHAPES[shape]
+    file = folder / "processor_config.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    if "picture" in sizes:
+        values["image_processor"]["size"] = sizes["picture"]
+    file.write_text(json.dumps(values | sizes.get("processor", {})), encoding="utf-8")
+
+
+def build_set(
+    folder: Path, *, rows: int, sizes: list[tuple[int, int]], words: tuple[int, int] = (8, 8), held_out: int = 0
+) -> Path:
     """Builds a set of photographs-like pictures with questions and answers, through `vlmdata build`.
 
     Args:
@@ -143,6 +90,7 @@ def build_set(folder: Path, *, rows: int, sizes: list[tuple[int, int]], words: t
         rows: How many.
         sizes: `(width, height)` in px, taken in turn.
         words: Fewest and most words of an answer.
+        held_out: Rows, about as many, of a split `val` beside them.
     """
     built = folder / "built"
     if (built / "manifest.json").exists():
@@ -155,6 +103,7 @@ def build_set(folder: Path, *, rows: int, sizes: list[tuple[int, int]], words: t
     draw = np.random.default_rng(0)
     vocabulary = ["red", "green", "small", "large", "house", "tree", "line", "left", "right", "above", "seven", "two"]
     lines = []
+    rows += held_out
     for row in range(rows):
         width, height = sizes[row % len(sizes)]
         coarse = draw.integers(0, 255, (12, 16, 3), dtype=np.uint8)
@@ -164,6 +113,8 @@ def build_set(folder: Path, *, rows: int, sizes: list[tuple[int, int]], words: t
     (raw / "set.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     columns = ["--image", "image", "--instruction", "instruction", "--response", "response"]
     limits = ["--min-side", "64", "--max-side", "2000", "--dedup", "none"]
+    if held_out:
+        limits += ["--split", f"val={held_out / rows:.4f}"]
     command = ["build", str(raw / "set.jsonl"), *columns, "--image-root", str(raw), *limits, "--out", str(built)]
     subprocess.run([sys.executable, "-m", "vlmdata", *command], check=True, stdout=subprocess.DEVNULL)
     return built

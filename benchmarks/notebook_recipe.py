@@ -66,6 +66,7 @@ def main():
     parser.add_argument("--load-in-4bit", action="store_true")
     parser.add_argument("--gpu-memory-gb", type=float)
     parser.add_argument("--profile", type=Path, help="write what the GPU does in some steps to this file")
+    parser.add_argument("--adapter", type=Path, help="save what was trained in this folder")
     parser.add_argument("--instruction-part", required=True)
     parser.add_argument("--response-part", required=True)
     options = parser.parse_args()
@@ -140,6 +141,9 @@ def main():
         ),
     )
     trainer.train()
+    if options.adapter:
+        model.save_pretrained(options.adapter)
+        tokenizer.save_pretrained(options.adapter)
     result = {
         "recipe": "notebook" + (" 4-bit" if options.load_in_4bit else ""),
         "steps": clock.steps,

@@ -1,9 +1,9 @@
 """The peak that `vlmtrain plan` foresees against what a few training steps take on a GPU.
 
-    python benchmarks/plan_against_measured.py --out DIR [--families qwen2.5-vl gemma3 ministral3]
+    python benchmarks/plan_against_measured.py --out DIR [--shapes qwen2.5-vl-3b gemma3-4b ministral3-3b]
         [--cases unsloth:16bit:off unsloth:4bit:on] [--image 1000x750] [--batch-size 4] [--steps 3]
 
-Makes, in DIR, a model of each family with the layer sizes of a hub model and random weights (nothing is fetched), and a
+Makes, in DIR, models of real sizes with random weights (nothing is fetched), and a
 set of one-coloured pictures. Each case, BACKEND:PRECISION:CHECKPOINTING, then trains in a process of its own, and
 `torch.cuda.max_memory_allocated` and `max_memory_reserved` stand beside the plan. Prints a table, writes
 DIR/plan.json, and ends with 1 where the plan is off by more than 15 %. Without a GPU, --tiny tries the script out.
@@ -20,60 +20,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from full_size import make_full_size
+from shapes import SHAPES
+
 TOLERANCE = 0.15
 TEXT_WORDS = 60
-
-QWEN_3B = {
-    **{"hidden_size": 2048, "num_hidden_layers": 36, "intermediate_size": 11008, "num_attention_heads": 16},
-    **{"num_key_value_heads": 2, "vocab_size": 151936},
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen2-vl": {
-        "text_config": QWEN_3B
-        | {"hidden_size": 1536, "num_hidden_layers": 28, "intermediate_size": 8960, "num_attention_heads": 12},
-        "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "mlp_ratio": 4, "num_heads": 16},
-        "tie_word_embeddings": True,
-    },
-    "qwen2.5-vl": {
-        "text_config": QWEN_3B,
-        "vision_config": {
-            **{"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048},
-            "fullatt_block_indexes": [7, 15, 23, 31],
-        },
-        "tie_word_embeddings": True,
-    },
-    "gemma3": {
-        "text_config": {
-            **{"hidden_size": 2560, "num_hidden_layers": 34, "intermediate_size": 10240, "num_attention_heads": 8},
-            **{"num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256, "vocab_size": 262208},
-            "sliding_window": 1024,
-        },
-        "vision_config": {
-            **{"hidden_size": 1152, "num_hidden_layers": 27, "intermediate_size": 4304, "num_attention_heads": 16},
-            **{"image_size": 896, "patch_size": 14},
-        },
-        "mm_tokens_per_image": 256,
-    },
-    "ministral3": {
-        "text_config": {
-            **{"hidden_size": 3072, "num_hidden_layers": 26, "intermediate_size": 9216, "num_attention_heads": 32},
-            **{"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131072},
-        },
-        "vision_config": {
-            **{"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 4096, "num_attention_heads": 16},
-            "head_dim": 64,
-        },
-        "tie_word_embeddings": True,
-    },
-}
-"""Layer sizes of Qwen2-VL-2B, Qwen2.5-VL-3B, Gemma-3-4B and Ministral-3-3B."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--families", nargs="+", default=["qwen2.5-vl", "gemma3", "ministral3"], choices=list(SHAPES))
+    shapes = ["qwen2.5-vl-3b", "gemma3-4b", "ministral3-3b"]
+    parser.add_argument("--shapes", nargs="+", default=shapes, choices=list(SHAPES))
     parser.add_argument("--cases", nargs="+", default=["unsloth:16bit:off", "unsloth:4bit:on"])
     parser.add_argument("--image", default="1000x750")
     parser.add_argument("--batch-size", type=int, default=4)
@@ -87,10 +45,10 @@ def main() -> int:
     width, height = map(int, arguments.image.split("x"))
     data = make_set(arguments.out / f"set-{arguments.image}", (width, height))
     results = []
-    for family in arguments.families:
-        model = make_model(arguments.out / f"{family}{'-tiny' if arguments.tiny else ''}", family, tiny=arguments.tiny)
+    for shape in arguments.shapes:
+        model = make_model(arguments.out, shape, tiny=arguments.tiny)
         for case in arguments.cases:
-            results.append(run_case(family, case, model, data, arguments))
+            results.append(run_case(shape, case, model, data, arguments))
             print(json.dumps(results[-1]), flush=True)
     (arguments.out / "plan.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print_table(results)
@@ -133,54 +91,22 @@ def make_set(folder: Path, size: tuple[int, int]) -> Path:
     return folder
 
 
-def make_model(folder: Path, family: str, *, tiny: bool) -> Path:
-    """A model of the family with real layer sizes and random 16-bit weights, and a tiny one's processor."""
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
+def make_model(out: Path, shape: str, *, tiny: bool) -> Path:
+    """The shape's model, or the tiny one of its family."""
+    if not tiny:
+        return make_full_size(shape, out / shape)
     from vlmtrain.tiny import make_tiny
 
-    if (folder / "config.json").is_file():
-        return folder
-    make_tiny(family, folder)
-    if tiny:
-        return folder
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for name, value in SHAPES[family].items():
-        if isinstance(value, dict):
-            section = config.setdefault(name, {})
-            section.update(value)
-            # they follow from the number of layers
-            section.pop("layer_types", None)
-            section.pop("initializer_range", None)
-        else:
-            config[name] = value
-    if family == "gemma3":
-        processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-        processor["image_processor"]["size"] = {"height": 896, "width": 896}
-        processor["image_seq_length"] = 256
-        (folder / "processor_config.json").write_text(json.dumps(processor), encoding="utf-8")
-    for file in folder.glob("*.safetensors"):
-        file.unlink()
-    kind = config.pop("model_type")
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **config), dtype=torch.bfloat16)
-    finally:
-        torch.set_default_dtype(previous)
-    model.save_pretrained(folder)
-    del model
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    folder = out / f"{shape}-tiny"
+    if not (folder / "config.json").is_file():
+        make_tiny(SHAPES[shape]["family"], folder)
     return folder
 
 
-def run_case(family: str, case: str, model: Path, data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def run_case(shape: str, case: str, model: Path, data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Plans and measures one case."""
     backend, load_in, checkpointing = case.split(":")
-    run = arguments.out / "runs" / f"{family}-{case.replace(':', '-')}"
+    run = arguments.out / "runs" / f"{shape}-{case.replace(':', '-')}"
     values = {
         **{"data": str(data), "model": str(model), "out": str(run), "backend": backend, "load_in": load_in},
         **{"gradient_checkpointing": checkpointing, "batch_size": arguments.batch_size, "grad_accum": 1},
@@ -192,11 +118,11 @@ def run_case(family: str, case: str, model: Path, data: Path, arguments: argpars
     finished = subprocess.run(command, capture_output=True, text=True)
     if finished.returncode:
         print(finished.stdout[-2000:], finished.stderr[-3000:], sep="\n", file=sys.stderr)
-        raise SystemExit(f"{family} {case}: the run failed")
+        raise SystemExit(f"{shape} {case}: the run failed")
     measured = json.loads(finished.stdout.strip().splitlines()[-1])
     peak = measured["allocated"]
     return {
-        **{"family": family, "case": case, **planned, **measured},
+        **{"shape": shape, "case": case, **planned, **measured},
         "error": planned["peak"] / peak - 1 if peak else None,
         "seconds": round(time.monotonic() - began),
     }
@@ -246,12 +172,12 @@ def print_table(results: list[dict[str, Any]]) -> None:
     def gib(value: int | None) -> str:
         return f"{value / 2**30:.1f}" if value is not None else "-"
 
-    print("| family | case | B parameters | tokens | patches | planned GiB | measured | error | with CUDA | reserved |")
+    print("| shape | case | B parameters | tokens | patches | planned GiB | measured | error | with CUDA | reserved |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for each in results:
         error = f"{each['error']:+.0%}" if each["error"] is not None else "-"
         print(
-            f"| {each['family']} | {each['case']} | {each['parameters'] / 1e9:.2f} | {each['tokens']} | "
+            f"| {each['shape']} | {each['case']} | {each['parameters'] / 1e9:.2f} | {each['tokens']} | "
             f"{each['patches']} | {gib(each['peak'])} | {gib(each['allocated'])} | {error} | {gib(each['device'])} | "
             f"{gib(each['reserved'])} |"
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,7 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from full_size import SHAPES, build_set, make_full_size
+from full_size import build_set, make_full_size
+from shapes import SHAPES
 
 WARM_STEPS = 10
 WARMUP_STEPS = 5
@@ -39,6 +41,8 @@ def main() -> None:
     parser.add_argument("--gpu-memory-gb", type=float)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--limit", type=float, default=900, help="seconds that a recipe may take")
+    parser.add_argument("--workers", type=int, default=8, help="processes that prepare rows for vlmtrain")
+    parser.add_argument("--held-out", type=int, default=0, help="rows on which the trained adapters are compared")
     parser.add_argument("--profile", nargs="*", default=[], help="recipes of which some steps are profiled")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -49,8 +53,14 @@ def main() -> None:
         model = make_full_size(shape, options.work / shape)
         for size in options.sizes:
             sizes = mixed_sizes() if size == "mixed" else [tuple(map(int, size.split("x")))]
-            rows = options.batch_size * options.steps
-            data = build_set(options.work / f"set-{size}-{rows}", rows=rows, sizes=sizes)
+            # what is held out is drawn by a hash, so that its number is not exact
+            rows = options.batch_size * options.steps + options.held_out
+            data = build_set(
+                options.work / f"set-{size}-{rows}-{options.held_out}",
+                rows=rows,
+                sizes=sizes,
+                held_out=options.held_out,
+            )
             for repeat in range(options.repeats):
                 for recipe in options.recipes:
                     out = options.work / f"{shape}-{size}-{options.load_in}-{recipe}-{repeat}"
@@ -59,7 +69,9 @@ def main() -> None:
                     result["flops"] = count_flops(model, data, options.batch_size)
                     results.append(result)
                     (options.work / "train_step.json").write_text(json.dumps(results, indent=1) + "\n")
-                    print_table([line for line in results if (line["shape"], line["size"]) == (shape, size)])
+                    compared = [line for line in results if (line["shape"], line["size"]) == (shape, size)]
+                    print_table(compared)
+                    draw_losses(compared, options.work / f"losses-{shape}-{size}-{options.load_in}.png")
 
 
 def mixed_sizes() -> list[tuple[int, int]]:
@@ -74,15 +86,19 @@ def run_recipe(recipe: str, model: Path, data: Path, out: Path, options: argpars
     """Runs a recipe in a process of its own and returns its steps."""
     began = time.monotonic()
     result: dict[str, Any] = RECIPES[recipe](model, data, out, options)
+    if options.held_out:
+        result["held_out_loss"] = measure_held_out(Path(f"{out}-adapter"), data, options)
     result |= {"recipe": recipe, "whole_seconds": time.monotonic() - began, "load_in": options.load_in}
+    result["profiled"] = recipe in options.profile
     return result
 
 
-def run_vlmtrain(model: Path, data: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
+def run_vlmtrain(model: Path, data: Path, out: Path, options: argparse.Namespace, *extra: object) -> dict[str, Any]:
     """`vlmtrain fit` with its defaults; the schedule is that of the notebooks."""
     arguments = ["--data", data, "--model", model, "--out", out, "--overwrite", "--backend", "unsloth"]
     arguments += ["--load-in", options.load_in, "--max-steps", options.steps, "--lr", 2e-4, "--schedule", "linear"]
     arguments += ["--warmup", WARMUP_STEPS / options.steps, "--batch-size", options.batch_size, "--grad-accum", 1]
+    arguments += ["--workers", options.workers, *extra]
     if options.gpu_memory_gb:
         arguments += ["--gpu-memory-gb", options.gpu_memory_gb]
     if "vlmtrain" in options.profile:
@@ -90,7 +106,14 @@ def run_vlmtrain(model: Path, data: Path, out: Path, options: argparse.Namespace
     run([sys.executable, "-m", "vlmtrain", "fit", *arguments], Path(f"{out}.log"), options.limit)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]
+    if options.held_out:
+        shutil.copytree(sorted((out / "checkpoints").glob("checkpoint-*"))[-1], f"{out}-adapter", dirs_exist_ok=True)
     return {"steps": steps, "peak_memory_gb": max(step["peak_memory_gb"] for step in steps)}
+
+
+def run_plain(model: Path, data: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """`vlmtrain fit` with batches of a fixed number of rows, padded to the longest."""
+    return run_vlmtrain(model, data, out, options, "--batching", "plain")
 
 
 def run_notebook(
@@ -107,6 +130,8 @@ def run_notebook(
         arguments.append("--load-in-4bit")
     if options.gpu_memory_gb:
         arguments += ["--gpu-memory-gb", options.gpu_memory_gb]
+    if options.held_out:
+        arguments += ["--adapter", f"{out}-adapter"]
     if "notebook" in options.profile:
         arguments += ["--profile", f"{out}.txt"]
     run([sys.executable, script, *arguments], Path(f"{out}.log"), options.limit)
@@ -120,7 +145,7 @@ def run_guide(model: Path, data: Path, out: Path, options: argparse.Namespace) -
     return run_notebook(model, data, out, guide, batch_size=1, passes=4)
 
 
-RECIPES = {"notebook": run_notebook, "guide": run_guide, "vlmtrain": run_vlmtrain}
+RECIPES = {"notebook": run_notebook, "guide": run_guide, "vlmtrain": run_vlmtrain, "vlmtrain-plain": run_plain}
 
 
 def run(command: list[Any], log: Path, limit_s: float) -> None:
@@ -138,6 +163,50 @@ def run(command: list[Any], log: Path, limit_s: float) -> None:
         finally:
             file.flush()
             print("\n".join(log.read_text(encoding="utf-8").splitlines()[-12:]), flush=True)
+
+
+def measure_held_out(adapter: Path, data: Path, options: argparse.Namespace) -> float:
+    """Mean loss of a supervised token over the held-out rows, by the reference backend, whoever trained the adapter."""
+    out = adapter.parent / f"{adapter.name}-held-out.jsonl"
+    arguments = [
+        "eval",
+        adapter,
+        "--data",
+        data,
+        "--rank",
+        "--backend",
+        "transformers",
+        "--out",
+        out,
+        "--load-in",
+        "16bit",
+    ]
+    run([sys.executable, "-m", "vlmtrain", *arguments], Path(f"{adapter}-held-out.log"), options.limit)
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    return sum(row["loss"] * row["tokens"] for row in rows) / sum(row["tokens"] for row in rows)
+
+
+def draw_losses(results: list[dict[str, Any]], out: Path) -> None:
+    """The losses of the recipes step by step, and how far each lies from the first recipe's."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (losses, apart) = pyplot.subplots(2, 1, sharex=True, figsize=(9, 6), height_ratios=(3, 2))
+    base = [step["loss"] for step in results[0]["steps"]]
+    for result in results:
+        values = [step["loss"] for step in result["steps"]]
+        steps = range(1, len(values) + 1)
+        losses.plot(steps, values, label=result["recipe"], linewidth=1)
+        pairs = zip(values, base, strict=False)
+        apart.plot([100 * (value - first) / first for value, first in pairs], label=result["recipe"], linewidth=1)
+    losses.set(ylabel="loss", title=f"{results[0]['shape']}, {results[0]['size']}, {results[0]['load_in']}")
+    losses.legend()
+    apart.set(ylabel=f"% from {results[0]['recipe']}", xlabel="step")
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)
 
 
 def order_of(data: Path, batch_size: int) -> list[int]:
@@ -181,46 +250,35 @@ def measure_matrix_rate() -> float:
 
 
 def count_flops(model: Path, data: Path, batch_size: int) -> float:
-    """Operations that one step asks for: twice the weights a token forward, and the same again for its gradients.
+    """Operations that one step asks for: twice the weights of the blocks a token forward, and once more for gradients.
 
-    Base weights have no gradients of their own; recomputation, padding, adapters and attention scores are not counted.
+    Base weights have no gradients of their own; recomputation, padding, adapters, the output head and attention scores
+    are not counted.
     """
     from vlmdata.families import find_family
     from vlmdata.shards import open_folder
-
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    text, vision = config["text_config"], config["vision_config"]
-    family = find_family(config)
-    assert family is not None
     from vlmtrain.lengths import measure_lengths
+    from vlmtrain.model_shape import read_shape
     from vlmtrain.processors import load_chat_format, load_processor
     from vlmtrain.source import find_model
 
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     source = find_model(str(model))
     chat = load_chat_format(source, load_processor(source))
-    lengths = measure_lengths(open_folder(data).split("train"), chat, family)
-    tokens, image_tokens = float(lengths.tokens.mean()), float(lengths.image_tokens.mean())
-    merge = vision.get("spatial_merge_size", 2)
-    head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-    language = (
-        text["num_hidden_layers"]
-        * text["hidden_size"]
-        * (head * (2 * text["num_attention_heads"] + 2 * text["num_key_value_heads"]) + 3 * text["intermediate_size"])
-    )
-    depth = vision.get("depth") or vision["num_hidden_layers"]
-    gates = 3 if family.name == "qwen2.5-vl" else 2
-    tower = depth * vision["hidden_size"] * (4 * vision["hidden_size"] + gates * vision["intermediate_size"])
-    patches = (
-        image_tokens * merge**2
-        if "spatial_merge_size" in vision
-        else (vision["image_size"] / vision["patch_size"]) ** 2
-    )
-    return 4 * batch_size * (language * tokens + tower * patches)
+    lengths = measure_lengths(open_folder(data).split("train"), chat, find_family(config))
+    shape = read_shape(config)
+    weights = {
+        part: sum(layer.inputs * layer.outputs for block in shape.stack(part) for layer in block.linears)
+        for part in ("language", "vision")
+    }
+    a_row = weights["language"] * float(lengths.tokens.mean()) + weights["vision"] * float(lengths.patches.mean())
+    return 4 * batch_size * a_row
 
 
 def counted(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The steps whose time counts: compilation is over, and nothing is profiled."""
-    return [step for number, step in enumerate(result["steps"]) if number >= WARM_STEPS and not 14 <= number <= 20]
+    profiled = range(14, 21) if result["profiled"] else ()
+    return [step for number, step in enumerate(result["steps"]) if number >= WARM_STEPS and number not in profiled]
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
@@ -228,8 +286,10 @@ def print_table(results: list[dict[str, Any]]) -> None:
     print(
         f"\n{first['shape']}, {first['size']}, {first['load_in']}, adapters on everything, {len(first['steps'])} steps"
     )
-    columns = f"{'step s':>8} {'spread':>15} {'waiting':>8} {'peak GB':>8} {'of peak rate':>12} {'speed-up':>9}"
-    print(f"{'recipe':12} {columns} {'loss differs':>13}")
+    columns = (
+        f"{'step s':>8} {'spread':>15} {'all s':>7} {'waiting':>8} {'peak GB':>8} {'of peak rate':>12} {'speed-up':>9}"
+    )
+    print(f"{'recipe':12} {columns} {'loss differs':>13}{'  held-out' if 'held_out_loss' in first else ''}")
     base = next((line for line in results if line["recipe"] == "notebook"), first)
     for line in results:
         times = sorted(step["step_seconds"] for step in counted(line))
@@ -241,11 +301,14 @@ def print_table(results: list[dict[str, Any]]) -> None:
         ]
         pairs = zip(line["steps"], base["steps"], strict=False)
         differing = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in pairs)
+        held_out = f" {line['held_out_loss']:9.4f}" if "held_out_loss" in line else ""
         base_median = statistics.median(step["step_seconds"] for step in counted(base))
+        of_peak = line["flops"] / median / line["matrix_rate"]
         print(
             f"{line['recipe']:12} {median:8.3f} {f'{times[0]:.3f} to {times[-1]:.3f}':>15} "
+            f"{sum(step['step_seconds'] for step in counted(line)):7.1f} "
             f"{f'{statistics.median(waiting):.1%}' if waiting else '-':>8} {line['peak_memory_gb']:8.1f} "
-            f"{line['flops'] / median / line['matrix_rate']:12.1%} {base_median / median:8.2f}x {differing:12.3%}",
+            f"{of_peak:12.1%} {base_median / median:8.2f}x {differing:12.3%}{held_out}",
             flush=True,
         )
 
