@@ -23,7 +23,9 @@ def bits_apart(first: bytes, second: bytes) -> int:
 def test_hash_is_the_signs_of_cosine_coefficients() -> None:
     levels = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
     coefficients = dctn(levels.astype(np.float64), type=2)[8:24, 8:24]
-    assert perceptual_hash(levels) == (np.packbits(coefficients > 0).tobytes(), False)
+    found, strength = perceptual_hash(levels)
+    assert found == np.packbits(coefficients > 0).tobytes()
+    assert strength == pytest.approx(np.sqrt((coefficients**2).mean()))
 
 
 def test_sizes() -> None:

@@ -125,7 +125,8 @@ class DedupConfig:
     """Which rows count as duplicates of each other, and which belong together."""
 
     dedup: Literal["none", "exact", "near"] = "near"
-    """Drop no duplicates, rows with equal pixels, or also rows with nearly the same picture."""
+    """Drop no duplicates, rows with equal pixels (of JPEG files that are stored as they came: equal code), or also rows
+    with nearly the same picture."""
     dedup_scope: Literal["pair", "image"] = "pair"
     """Rows are duplicates if images and text agree (pair), or if the images do, whatever the text (image)."""
     near_distance: int = 31

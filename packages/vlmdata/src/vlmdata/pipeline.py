@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 # Part of every partition's key: a change in what is staged makes older staged files useless.
-_STAGE_VERSION = 4
+_STAGE_VERSION = 5
 # How many rows of an input are looked at to tell its format and columns.
 _HEAD_ROWS = 64
 # Reasons that are choices, not defects of the data: they do not count towards --max-reject-rate.

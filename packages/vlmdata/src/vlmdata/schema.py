@@ -69,8 +69,9 @@ class ImageInfoRow(TypedDict):
 
     Sizes are in pixels, after EXIF orientation. `window` is the value range of a deep image that became black to white,
     `frame` the one taken of an animation or of a file of several pages (else None), `salvaged` marks a file that ended
-    too early, `note` is what decoding said. `pixel_hash` is XXH3-128 of the stored pixels, `phash` a 256-bit perceptual
-    hash, both hexadecimal.
+    too early, `note` is what decoding said. `pixel_hash` is equal only where the stored pixels are: XXH3-128 of
+    the code of a JPEG that is stored as it came, of the decoded pixels of any other picture (docs/formats.md, Equal
+    pictures); `phash` is a 256-bit perceptual hash. Both are hexadecimal.
     """
 
     original_width: int

@@ -24,7 +24,8 @@ from vlmdata.errors import DataError
 __all__ = ["is_hash_list", "read_hash_list", "write_hash_list"]
 
 _METADATA_KEY = b"vlmdata.hash_list"
-_VERSION = 1
+# 2: JPEG files that are stored as they are have the hash of their code (`PreparedImage.pixel_hash`).
+_VERSION = 2
 _MAGIC = b"PAR1"
 _WIDTHS = {"pixel_hash": 16, "phash": 32}
 

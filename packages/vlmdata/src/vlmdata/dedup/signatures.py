@@ -31,7 +31,7 @@ class Signatures:
         pixel_hash: (M, 16) uint8, `PreparedImage.pixel_hash`.
         phash: (M, 32) uint8, `PreparedImage.phash`.
         thumbnail: (M, T) uint8, `PreparedImage.thumbnail`; may be memory-mapped, it is read for candidates only.
-        is_flat: (M,) bool, images that only equal pixels make duplicates.
+        is_flat: (M,) bool, images that only equal `pixel_hash`es make duplicates.
         is_salvaged: (M,) bool, images that did not decode to their end.
         original_pixels: (M,) int64, width times height of the original.
     """

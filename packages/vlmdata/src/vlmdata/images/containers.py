@@ -7,13 +7,30 @@ None where the file does not parse in one plain walk (a tolerant decoder may sti
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 
-__all__ = ["is_8bit_png", "is_lossy", "strip_jpeg", "strip_metadata", "strip_png", "strip_webp"]
+__all__ = [
+    "coded_picture",
+    "is_8bit_png",
+    "is_lossy",
+    "scales_exactly",
+    "split_jpeg",
+    "strip_jpeg",
+    "strip_metadata",
+    "strip_png",
+    "strip_webp",
+]
 
 _JPEG_START_OF_IMAGE = b"\xff\xd8"
 _JPEG_END_OF_IMAGE = b"\xff\xd9"
 _JPEG_START_OF_SCAN = 0xDA
 _JPEG_COMMENT = 0xFE
+_JFIF, _ADOBE = 0xE0, 0xEE
+# SOF markers but DHT, JPG and DAC, which stand between them.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_HUFFMAN_DCT_FRAMES = (0xC0, 0xC1, 0xC2)
+# Of the first component, across and down in one byte, where the others have one sample each: 4:4:4, 4:2:2 and 4:2:0.
+_USUAL_SAMPLINGS = (0x11, 0x21, 0x22)
 # In entropy-coded data FF is followed by 00 (a literal FF), a restart marker D0-D7 or fill bytes FF.
 _JPEG_MARKER_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
@@ -48,6 +65,13 @@ def strip_jpeg(data: bytes) -> bytes | None:
 
     JFIF (APP0) and Adobe (APP14) segments stay: decoders choose the colour space by them.
     """
+    pieces = split_jpeg(data)
+    stripped = b"".join(pieces) if pieces is not None else None
+    return data if stripped == data else stripped
+
+
+def split_jpeg(data: bytes) -> list[bytes] | None:
+    """The pieces of a JPEG file that `strip_jpeg` leaves: its start, segments (scans with their data), and its end."""
     if not data.startswith(_JPEG_START_OF_IMAGE):
         return None
     kept = [_JPEG_START_OF_IMAGE]
@@ -64,27 +88,47 @@ def strip_jpeg(data: bytes) -> bytes | None:
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         if end > len(data):
             return None
-        segment = data[position:end]
         if marker == _JPEG_START_OF_SCAN:
             found = _JPEG_MARKER_AFTER_SCAN.search(data, end)
             if found is None:
                 return None
-            segment = data[position : found.start()]
             end = found.start()
+        segment = data[position:end]
         if _is_needed_by_pixels(marker, segment):
-            kept.append(_without_jfif_preview(segment) if marker == 0xE0 else segment)
+            kept.append(_without_jfif_preview(segment) if marker == _JFIF else segment)
         position = end
     if data[position : position + 2] != _JPEG_END_OF_IMAGE:
         return None
     kept.append(_JPEG_END_OF_IMAGE)
-    stripped = b"".join(kept)
-    return data if stripped == data else stripped
+    return kept
+
+
+def coded_picture(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield what the pixels depend on: of a JFIF header only that it is there, and not the resolution in it."""
+    for piece in pieces:
+        yield piece[:2] if piece[1] == _JFIF else piece
+
+
+def scales_exactly(pieces: Iterable[bytes]) -> bool:
+    """Whether a decoder reads a JPEG file at a fraction of its size as it does at full size, errors included.
+
+    That takes one grey or three colour components of 8 bits, Huffman-coded, with one of the usual samplings: others
+    are refused, or decoded in another way, at one of the sizes only.
+    """
+    frames = [piece for piece in pieces if piece[1] in _JPEG_FRAMES]
+    if len(frames) != 1 or frames[0][1] not in _HUFFMAN_DCT_FRAMES or len(frames[0]) < 13 or frames[0][4] != 8:
+        return False
+    components = frames[0][9]
+    samplings = list(frames[0][11::3])
+    if len(samplings) != components:
+        return False
+    return components == 1 or (components == 3 and samplings[0] in _USUAL_SAMPLINGS and samplings[1:] == [0x11, 0x11])
 
 
 def _is_needed_by_pixels(marker: int, segment: bytes) -> bool:
-    if marker == 0xE0:
+    if marker == _JFIF:
         return segment[4:9] == b"JFIF\x00"
-    if marker == 0xEE:
+    if marker == _ADOBE:
         return segment[4:9] == b"Adobe"
     return marker != _JPEG_COMMENT and not 0xE0 <= marker <= 0xEF
 

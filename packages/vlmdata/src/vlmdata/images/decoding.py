@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vlmdata.config import ImageConfig
 from vlmdata.images.color import orient, read_orientation, to_plain_mode, to_srgb
@@ -14,7 +15,9 @@ from vlmdata.images.frames import check_pages, frame_used
 from vlmdata.images.geometry import Layout, check_size, plan_layout
 from vlmdata.images.outcome import ImageError
 
-__all__ = ["Decoded", "decode"]
+__all__ = ["JPEG_START", "Decoded", "decode", "open_image"]
+
+JPEG_START = b"\xff\xd8\xff"
 
 _SIDEWAYS = (5, 6, 7, 8)
 _JPEG_FORMATS = ("JPEG", "MPO")
@@ -67,7 +70,7 @@ def decode(data: bytes, config: ImageConfig, page: int | None = None) -> Decoded
         ImageError: The config refuses the picture.
         Exception: Whatever Pillow and the libraries below it raise on a bad file.
     """
-    image = _open(data, config, page)
+    image = open_image(data, config, page)
     file_format = image.format or ""
     orientation, note = (1, "")
     if file_format in _JPEG_FORMATS:
@@ -100,8 +103,14 @@ def decode(data: bytes, config: ImageConfig, page: int | None = None) -> Decoded
     )
 
 
-def _open(data: bytes, config: ImageConfig, page: int | None) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
+def open_image(data: bytes, config: ImageConfig, page: int | None = None) -> Image.Image:
+    """Read the header of a file, through a `decoder_session`, and seek one of its pages where one is wanted.
+
+    Raises:
+        ImageError: The config refuses the format, the size or the number of pages.
+        Exception: Whatever Pillow raises on a bad file.
+    """
+    image = _identify(data)
     if image.format in _REFUSED_FORMATS:
         raise ImageError("image_unsupported", f"{image.format}: {_REFUSED_FORMATS[image.format]}")
     if page is not None:
@@ -110,6 +119,14 @@ def _open(data: bytes, config: ImageConfig, page: int | None) -> Image.Image:
     if page is None:
         check_pages(image, config)
     return image
+
+
+def _identify(data: bytes) -> Image.Image:
+    if data.startswith(JPEG_START):
+        # spares the formats without a signature, each of which would try to read the file first
+        with contextlib.suppress(UnidentifiedImageError):
+            return Image.open(io.BytesIO(data), formats=("JPEG",))
+    return Image.open(io.BytesIO(data))
 
 
 def _is_storable(data: bytes, file_format: str) -> bool:

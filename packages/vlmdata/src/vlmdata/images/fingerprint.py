@@ -1,4 +1,4 @@
-"""What identifies a picture: a hash of its pixels, a perceptual hash, and a small copy.
+"""What identifies a picture: a hash of its pixels or of their code, a perceptual hash, and a small copy.
 
 The perceptual hash is made as pHash and PDQ are (Zauner, "Implementation and benchmarking of perceptual image hash
 functions", 2010), from the signs of cosine-transform coefficients of a 64x64 grey copy, but of frequencies 8 to 23 on
@@ -9,16 +9,28 @@ they say, and a small mark on white paper shifts many of those at once; benchmar
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from PIL import Image
+from PIL import Image, ImageChops
 
 from vlmdata.images.pixels import iterate_pixels, read_levels
 
-__all__ = ["PHASH_BYTES", "THUMBNAIL_BYTES", "Fingerprint", "fingerprint", "hash_pixels", "perceptual_hash"]
+__all__ = [
+    "PHASH_BYTES",
+    "THUMBNAIL_BYTES",
+    "Fingerprint",
+    "fingerprint",
+    "hash_code",
+    "hash_pixels",
+    "perceptual_hash",
+    "sharpest_step",
+]
 
 PHASH_BYTES = 32
 GREY_SIDE = 64
@@ -37,11 +49,22 @@ _NEUTRAL_COLOR = bytes([128]) * (2 * COLOR_SIDE * COLOR_SIDE)
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """See `PreparedImage` for the fields; the thumbnail is 64x64 luma, then 8x8 Cb and 8x8 Cr, row by row."""
+    """What near-duplicates are told by.
+
+    Attributes:
+        phash: 256-bit perceptual hash, 32 bytes.
+        thumbnail: 64x64 luma, then 8x8 Cb and 8x8 Cr, row by row.
+        strength: root mean square of the coefficients whose signs are the hash.
+    """
 
     phash: bytes
     thumbnail: bytes
-    is_flat: bool
+    strength: float
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the picture has too little content for its perceptual hash to mean much."""
+        return self.strength < _FLAT_COEFFICIENT
 
 
 def hash_pixels(image: Image.Image) -> str:
@@ -52,28 +75,53 @@ def hash_pixels(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(image: Image.Image) -> Fingerprint:
-    """The signals for near-duplicates of an RGB or L image."""
+def hash_code(pieces: Iterable[bytes]) -> str:
+    """XXH3-128 of the coded picture of a file, given as `containers.coded_picture` does."""
+    digest = xxhash.xxh3_128(b"code:")
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def fingerprint(image: Image.Image, size: tuple[float, float] | None = None) -> Fingerprint:
+    """The signals for near-duplicates of an RGB or L image.
+
+    Args:
+        image: The picture.
+        size: (width, height) in px of what it shows, where its last column or row reaches beyond.
+    """
+    width, height = size or image.size
     factor = max(1, min(image.size) // _LEAST_REDUCED_SIDE)
     reduced = image.reduce(factor) if factor > 1 else image
     # The last square of a row may reach beyond the picture; the box leaves that part out.
-    box = (0, 0, image.width / factor, image.height / factor)
+    box = (0, 0, width / factor, height / factor)
     grey = (reduced if image.mode == "L" else reduced.convert("L")).resize((GREY_SIDE, GREY_SIDE), _FILTER, box=box)
     color = _NEUTRAL_COLOR
     if image.mode == "RGB":
         cells = reduced.resize((COLOR_SIDE, COLOR_SIDE), Image.Resampling.BOX, box=box).convert("YCbCr")
         levels = cells.tobytes()
         color = levels[1::3] + levels[2::3]
-    phash, is_flat = perceptual_hash(read_levels(grey))
-    return Fingerprint(phash, grey.tobytes() + color, is_flat)
+    phash, strength = perceptual_hash(read_levels(grey))
+    return Fingerprint(phash, grey.tobytes() + color, strength)
 
 
-def perceptual_hash(levels: npt.NDArray[np.uint8]) -> tuple[bytes, bool]:
-    """The 256-bit hash of a (64, 64) grey copy, and whether the copy is too flat for the hash to mean much."""
+def perceptual_hash(levels: npt.NDArray[np.uint8]) -> tuple[bytes, float]:
+    """The 256-bit hash of a (64, 64) grey copy, and the root mean square of its coefficients."""
     basis = _cosines()
     coefficients = basis @ levels.astype(np.float64) @ basis.T
-    is_flat = bool(np.vdot(coefficients, coefficients) < _FLAT_COEFFICIENT**2 * coefficients.size)
-    return np.packbits(coefficients > 0).tobytes(), is_flat
+    strength = math.sqrt(np.vdot(coefficients, coefficients) / coefficients.size)
+    return np.packbits(coefficients > 0).tobytes(), strength
+
+
+def sharpest_step(image: Image.Image) -> int:
+    """The mean difference between neighbouring pixels, in grey levels, in the 4x4 pixels where it is largest."""
+    grey = image.convert("L")
+    width, height = grey.size
+    steps = (
+        ImageChops.difference(grey.crop((0, 0, width - right, height - down)), grey.crop((right, down, width, height)))
+        for right, down in ((1, 0), (0, 1))
+    )
+    return max(cast(tuple[int, int], step.reduce(4).getextrema())[1] for step in steps)
 
 
 @functools.cache

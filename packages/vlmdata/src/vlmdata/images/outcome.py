@@ -27,7 +27,8 @@ class PreparedImage:
             for a still picture.
         salvaged: whether the file ended too early and what there was is kept.
         note: what else happened (warnings, chatter of the C libraries, an unusable colour profile), empty if nothing.
-        pixel_hash: 128-bit hash of the stored pixels before encoding and of their size, 32 hexadecimal digits.
+        pixel_hash: 128-bit hash, 32 hexadecimal digits, equal only where the stored pixels are: of the code of a JPEG
+            that `images.unchanged` keeps as it is; else of the pixels before encoding and of their size.
         phash: 256-bit perceptual hash, 32 bytes.
         thumbnail: small grey copy, one byte a pixel, that verifies what the hash suggests.
         is_flat: whether the picture has too little content for its perceptual hash to mean much.

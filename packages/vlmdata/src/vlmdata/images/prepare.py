@@ -18,6 +18,7 @@ from vlmdata.images.frames import list_pages
 from vlmdata.images.geometry import Layout
 from vlmdata.images.outcome import ImageProblem, PreparedImage
 from vlmdata.images.refusal import explain
+from vlmdata.images.unchanged import Unchanged, read_unchanged
 
 __all__ = ["prepare_image", "prepare_pages"]
 
@@ -122,6 +123,9 @@ def _attempt(
 
 
 def _make_picture(data: bytes, config: ImageConfig, page: int | None, *, salvage: bool) -> PreparedImage:
+    unchanged = read_unchanged(data, config) if page is None and not salvage else None
+    if unchanged is not None:
+        return _keep_file(data, unchanged)
     decoded = decode(data, config, page)
     # Nothing more is needed of what the file says beside its pixels, and every step would copy it.
     decoded.picture.info = {}
@@ -146,6 +150,28 @@ def _make_picture(data: bytes, config: ImageConfig, page: int | None, *, salvage
         phash=signals.phash,
         thumbnail=signals.thumbnail,
         is_flat=signals.is_flat,
+    )
+
+
+def _keep_file(data: bytes, unchanged: Unchanged) -> PreparedImage:
+    width, height = unchanged.size
+    return PreparedImage(
+        data=unchanged.data,
+        format="JPEG",
+        width=width,
+        height=height,
+        original_width=width,
+        original_height=height,
+        action="stored" if unchanged.data is data else "stripped",
+        content_box=(0, 0, width, height),
+        window=None,
+        frame=None,
+        salvaged=False,
+        note=unchanged.note,
+        pixel_hash=unchanged.pixel_hash,
+        phash=unchanged.signals.phash,
+        thumbnail=unchanged.signals.thumbnail,
+        is_flat=False,
     )
 
 

@@ -1,0 +1,92 @@
+"""JPEG files that a build stores as they are: nothing but their code is kept, so that they need not be decoded in full.
+
+The decoder reads all of the code whatever the scale, and so finds what is wrong with it; at a fraction of the size it
+spares most of the inverse transform, the interpolation of colours and their conversion. What fingerprints see of such a
+small picture differs a little from what they see of the whole one, more where it is full of fine detail: such pictures
+are decoded whole (benchmarks/near_duplicates.py has both kinds).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlmdata.config import ImageConfig
+from vlmdata.images.color import read_orientation, to_plain_mode, to_srgb
+from vlmdata.images.containers import coded_picture, scales_exactly, split_jpeg
+from vlmdata.images.decoding import JPEG_START, open_image
+from vlmdata.images.fingerprint import Fingerprint, fingerprint, hash_code, sharpest_step
+from vlmdata.images.geometry import plan_layout
+
+__all__ = ["Unchanged", "read_unchanged"]
+
+# One and a half times the side of the small copy that fingerprints are made from.
+_LEAST_SIDE = 96
+# Of the hash's coefficients, the sharpest steps in the small picture; above it, folded detail moves too many bits.
+_MAX_STEP = 0.025
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """A JPEG file to be stored as it is.
+
+    Attributes:
+        data: the file without metadata.
+        size: (width, height) in px.
+        pixel_hash: of its code.
+        signals: for near-duplicates.
+        note: what else happened, empty if nothing did.
+    """
+
+    data: bytes
+    size: tuple[int, int]
+    pixel_hash: str
+    signals: Fingerprint
+    note: str
+
+
+def read_unchanged(data: bytes, config: ImageConfig) -> Unchanged | None:
+    """Read a JPEG file through a `decoder_session`.
+
+    Returns:
+        None where it has to be decoded in full: because it is no JPEG, because something has to be done to its
+        pixels, or because a picture of a fraction of its size would not do.
+
+    Raises:
+        ImageError: The config refuses the picture.
+        Exception: Whatever Pillow and the libraries below it raise on a bad file, as decoding in full would.
+    """
+    if not data.startswith(JPEG_START):
+        return None
+    image = open_image(data, config)
+    size = image.size
+    if image.format != "JPEG" or image.mode not in ("RGB", "L") or 0 in size:
+        return None
+    orientation, note = read_orientation(image)
+    if orientation != 1:
+        return None
+    layout = plan_layout(*size, config)
+    if not layout.scaled == layout.stored == size:
+        return None
+    pieces = split_jpeg(data)
+    if pieces is None or not scales_exactly(pieces):
+        return None
+    scale = next(scale for scale in (8, 4, 2, 1) if scale == 1 or min(size) >= scale * _LEAST_SIDE)
+    image.draft(None, (size[0] // scale, size[1] // scale))
+    image.load()
+    icc_profile = image.info.get("icc_profile")
+    image.info = {}
+    plain, _ = to_plain_mode(image, config)
+    srgb, color_note = to_srgb(plain, icc_profile)
+    if srgb is not image:
+        return None
+    signals = fingerprint(image, (size[0] / scale, size[1] / scale))
+    if signals.is_flat or (scale > 1 and sharpest_step(image) > _MAX_STEP * signals.strength):
+        return None
+    stripped = b"".join(pieces)
+    return Unchanged(
+        data=data if stripped == data else stripped,
+        size=size,
+        pixel_hash=hash_code(coded_picture(pieces)),
+        signals=signals,
+        note="; ".join(filter(None, (note, color_note, layout.note))),
+    )
