@@ -4,6 +4,7 @@ import io
 import struct
 import warnings
 import zlib
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -84,10 +85,12 @@ def test_limits_are_options() -> None:
     assert isinstance(prepare_image(wide, ImageConfig(max_pixels=100_000_000)), PreparedImage)
 
 
-def test_pillows_own_limits_are_as_they_were_afterwards() -> None:
-    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+def test_pillows_own_settings_are_as_they_were_afterwards() -> None:
+    core = cast(Any, Image).core
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, core.get_use_block_allocator()
     prepare_image(encoded(picture(), "PNG")[:-40], ImageConfig(max_pixels=1_000_000, salvage_truncated=True))
-    assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
+    after = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, core.get_use_block_allocator()
+    assert after == before
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])

@@ -108,7 +108,7 @@ class Settled:
 
 def list_versions() -> dict[str, str]:
     """Return the versions of everything that has a say in the bytes of a shard."""
-    return {name: version(name) for name in ("vlmdata", "pillow", "pyarrow", "numpy", "xxhash")}
+    return {name: version(name) for name in ("vlmdata", "pillow", "pyarrow", "pyvips-binary", "numpy", "xxhash")}
 
 
 def hash_json(value: Any) -> str:

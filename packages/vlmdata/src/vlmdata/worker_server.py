@@ -11,7 +11,7 @@ from multiprocessing.context import BaseContext
 __all__ = ["WORKER_ENVIRONMENT", "start_worker_server"]
 
 # Workers share the cores among themselves; threads inside each would only get in their way.
-WORKER_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+WORKER_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "VIPS_CONCURRENCY": "1"}
 """Variables that worker processes have in place of the main process's."""
 
 

@@ -37,7 +37,7 @@ _NOT_OF_PIXELS = frozenset(
     "jpeg_quality".split()
 )
 # What decodes, resizes and hashes.
-_PIXEL_MAKERS = ("vlmdata", "pillow")
+_PIXEL_MAKERS = ("vlmdata", "pillow", "pyvips-binary")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

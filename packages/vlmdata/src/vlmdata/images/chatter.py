@@ -9,7 +9,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any, cast
 
 from PIL import Image, ImageFile
 
@@ -30,7 +30,7 @@ def _sink(pid: int) -> IO[bytes]:
 
 @contextlib.contextmanager
 def decoder_session(said: list[str], *, max_pixels: int, salvage_truncated: bool) -> Iterator[None]:
-    """Pillow's global limits set for one image, and everything that decoders say caught.
+    """Pillow's global settings made for one image, and everything that decoders say caught.
 
     File descriptor 2 points elsewhere meanwhile, so run it in worker processes or where no other thread writes to
     stderr.
@@ -43,7 +43,11 @@ def decoder_session(said: list[str], *, max_pixels: int, salvage_truncated: bool
     sink = _sink(os.getpid())
     stderr_copy = os.dup(2)
     limits = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    core = cast(Any, Image).core
+    in_one_piece = core.get_use_block_allocator()
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = max_pixels, salvage_truncated
+    # Large pictures too stand in one piece of memory, which other libraries can read without a copy.
+    core.set_use_block_allocator(1)
     os.dup2(sink.fileno(), 2)
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -54,6 +58,7 @@ def decoder_session(said: list[str], *, max_pixels: int, salvage_truncated: bool
         os.dup2(stderr_copy, 2)
         os.close(stderr_copy)
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = limits
+        core.set_use_block_allocator(in_one_piece)
         said.extend(str(warning.message) for warning in caught if not issubclass(warning.category, _OWN_WARNINGS))
         if printed := sink.tell():
             sink.seek(0)

@@ -1,7 +1,7 @@
 """Any mode of Pillow to upright 8-bit sRGB or grey: orientation, transparency, deep samples, colour profiles.
 
-In two steps around the resampling: `to_plain_mode` before it gives one of `PLAIN_MODES`, which resample well, and
-`to_srgb` after it, on fewer pixels, puts alpha onto white and applies the colour profile.
+In two steps around the resampling: `to_plain_mode` before it gives one of `PLAIN_MODES`, which resample well, with
+alpha put onto white, and `to_srgb` after it, on fewer pixels, applies the colour profile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vlmdata.images.outcome import ImageError
 
 __all__ = ["PLAIN_MODES", "orient", "read_orientation", "to_plain_mode", "to_srgb"]
 
-PLAIN_MODES = ("L", "LA", "RGB", "RGBA", "CMYK")
+PLAIN_MODES = ("L", "RGB", "CMYK")
 
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSITIONS = {
@@ -60,14 +60,17 @@ def to_plain_mode(image: Image.Image, config: ImageConfig) -> tuple[Image.Image,
     if mode.startswith("I") or mode == "F":
         return _apply_window(image, config)
     if "transparency" in image.info and mode in ("1", "L", "RGB", "P"):
-        return image.convert("RGBA"), None
+        return _flatten(image.convert("RGBA")), None
     if mode in PLAIN_MODES:
         return image, None
+    if mode in ("RGBA", "LA"):
+        return _flatten(image), None
     if mode == "1":
         return image.convert("L"), None
     if mode in ("P", "PA", "RGBa", "La"):
-        target = {"RGBa": "RGBA", "La": "LA"}.get(mode) or ("RGBA" if image.has_transparency_data else "RGB")
-        return image.convert(target), None
+        if mode == "P" and not image.has_transparency_data:
+            return image.convert("RGB"), None
+        return _flatten(image.convert("LA" if mode == "La" else "RGBA")), None
     if mode == "LAB":
         return _apply_transform(image, _lab_to_srgb()), None
     if mode in ("YCbCr", "HSV", "RGBX"):
@@ -76,9 +79,7 @@ def to_plain_mode(image: Image.Image, config: ImageConfig) -> tuple[Image.Image,
 
 
 def to_srgb(image: Image.Image, icc_profile: bytes | None) -> tuple[Image.Image, str]:
-    """An image of one of `PLAIN_MODES` as RGB or L on white, and a note where its profile could not be used."""
-    if image.mode in ("RGBA", "LA"):
-        image = _flatten(image)
+    """An image of one of `PLAIN_MODES` as RGB or L, and a note where its profile could not be used."""
     note = ""
     if icc_profile:
         try:

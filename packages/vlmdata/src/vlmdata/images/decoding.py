@@ -14,6 +14,7 @@ from vlmdata.images.containers import is_8bit_png, is_lossy
 from vlmdata.images.frames import check_pages, frame_used
 from vlmdata.images.geometry import Layout, check_size, plan_layout
 from vlmdata.images.outcome import ImageError
+from vlmdata.images.vips import MOST_REDUCTION, reduce_picture
 
 __all__ = ["JPEG_START", "Decoded", "decode", "open_image"]
 
@@ -24,11 +25,11 @@ _JPEG_FORMATS = ("JPEG", "MPO")
 _STORABLE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
 # Pillow hands EPS to Ghostscript, an interpreter: what it makes of a file depends on the machine, and may do harm.
 _REFUSED_FORMATS = {"EPS": "PostScript is a program, not a picture; render it beforehand"}
-# Resampling starts from at least this many times the wanted size, after cheap reductions by whole steps. At this gap
-# the structural similarity to an exact LANCZOS resize stays above 0.992 on noisy pages (benchmarks/build_speed.py).
-_REDUCING_GAP = 1.2
-# From this ratio on a cubic filter, a third cheaper, loses less than the reductions do.
-_CUBIC_RATIO = 1.65
+# A JPEG is decoded at a fraction of its size, but at least at this many times the wanted one. At this gap the
+# structural similarity to an exact LANCZOS resize stays above 0.99 on noisy pages (benchmarks/build_speed.py).
+_DRAFT_GAP = 1.2
+# Pictures that only Pillow can resample are first reduced by whole steps to this many times the wanted size.
+_REDUCING_GAP = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,20 +137,23 @@ def _is_storable(data: bytes, file_format: str) -> bool:
 
 def _resample(image: Image.Image, size: tuple[int, int], config: ImageConfig) -> tuple[Image.Image, str | None]:
     """The image in a plain mode at `size` (width, height in px), and its window of values."""
-    box: tuple[float, float, float, float] | None = None
+    drafted = None
     if size[0] < image.width and image.format in _JPEG_FORMATS:
         # The decoder itself halves a JPEG up to three times, by leaving out what the smaller picture does not need.
-        drafted = image.draft(None, (round(size[0] * _REDUCING_GAP), round(size[1] * _REDUCING_GAP)))
-        box = drafted[1] if drafted else None
+        drafted = image.draft(None, (round(size[0] * _DRAFT_GAP), round(size[1] * _DRAFT_GAP)))
     image.load()
     plain, window = to_plain_mode(image, config)
-    if plain.size != size:
-        plain = plain.resize(size, _choose_filter(plain, size), box=box, reducing_gap=_REDUCING_GAP)
-    return plain, window
+    if plain.size == size:
+        return plain, window
+    extent = drafted[1][2:] if drafted else plain.size
+    return _resize(plain, size, extent), window
 
 
-def _choose_filter(image: Image.Image, size: tuple[int, int]) -> Image.Resampling:
-    ratio = image.width / size[0]
-    # what the reduction by whole steps leaves to the filter
-    remaining = ratio / max(1, int(ratio / _REDUCING_GAP))
-    return Image.Resampling.LANCZOS if remaining < _CUBIC_RATIO else Image.Resampling.BICUBIC
+def _resize(image: Image.Image, size: tuple[int, int], extent: tuple[float, float]) -> Image.Image:
+    """Bring the part of an image from its upper left corner to `extent` to another size."""
+    ratios = [before / after for before, after in zip(extent, size, strict=True)]
+    if min(ratios) >= 1.0 and max(ratios) <= MOST_REDUCTION:
+        reduced = reduce_picture(image, size, extent)
+        if reduced is not None:
+            return reduced
+    return image.resize(size, Image.Resampling.LANCZOS, box=(0, 0, *extent), reducing_gap=_REDUCING_GAP)

@@ -7,15 +7,15 @@ from typing import Literal
 
 from PIL import Image, ImageChops
 
+from vlmdata.images.containers import strip_png
+from vlmdata.images.vips import encode_png
+
 __all__ = ["encode"]
 
 # A PNG may be this many times larger than the JPEG and is still worth its exact colours.
 _PNG_WORTH = 1.5
-# Smaller and faster than zlib's default on rendered pages and charts; on photographs the PNG is not kept anyway.
-_PNG_COMPRESS_LEVEL = 3
-# Strips spread over a picture tell a photograph by a far larger PNG, without encoding all of it.
+# Strips spread over a picture tell which of the two it will be, so that the whole of it is encoded once.
 _STRIPS, _STRIP_ROWS = 8, 16
-_HOPELESS_PNG = 2.5
 
 
 def encode(image: Image.Image, *, lossy_source: bool, jpeg_quality: int) -> tuple[bytes, Literal["JPEG", "PNG"]]:
@@ -28,26 +28,22 @@ def encode(image: Image.Image, *, lossy_source: bool, jpeg_quality: int) -> tupl
     """
     if image.mode == "RGB" and not lossy_source and _is_grey(image):
         image = image.getchannel(0)
-    if not lossy_source and image.height > 2 * _STRIPS * _STRIP_ROWS:
-        strips = _sample_strips(image)
-        if len(_to_png(strips)) > _HOPELESS_PNG * len(_to_jpeg(strips, jpeg_quality)):
-            lossy_source = True
-    jpeg = _to_jpeg(image, jpeg_quality)
-    if lossy_source:
-        return jpeg, "JPEG"
-    png = _to_png(image)
-    return (jpeg, "JPEG") if len(png) > _PNG_WORTH * len(jpeg) else (png, "PNG")
+    if lossy_source or not _is_worth_png(image, jpeg_quality):
+        return _to_jpeg(image, jpeg_quality), "JPEG"
+    # without how many pixels a metre has, which libvips makes up
+    png = strip_png(encode_png(image))
+    assert png is not None
+    return png, "PNG"
+
+
+def _is_worth_png(image: Image.Image, jpeg_quality: int) -> bool:
+    strips = _sample_strips(image) if image.height > 2 * _STRIPS * _STRIP_ROWS else image
+    return len(encode_png(strips)) <= _PNG_WORTH * len(_to_jpeg(strips, jpeg_quality))
 
 
 def _to_jpeg(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
-
-
-def _to_png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=_PNG_COMPRESS_LEVEL)
     return buffer.getvalue()
 
 
