@@ -30,6 +30,7 @@ from vlmdata.formats import Reading, plan_reading
 from vlmdata.locations import is_remote
 from vlmdata.manifest import Counts
 from vlmdata.merging import Merges, find_merges
+from vlmdata.plain_arrow import leave_pandas_out
 from vlmdata.publish import write_rejections
 from vlmdata.sample import Problem
 from vlmdata.sources import Source
@@ -187,6 +188,7 @@ def prepare_inputs(
         MissingDependencyError: the engine is not installed.
         ResourceError: worker processes do not start or die without end, or the cluster cannot work.
     """
+    leave_pandas_out()
     settings = WorkSettings(
         folder=stage,
         key=hash_json([_STAGE_VERSION, list_versions(), config.stage_values(), keep_rows]),

@@ -7,7 +7,7 @@ None where the file does not parse in one plain walk (a tolerant decoder may sti
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = [
     "coded_picture",
@@ -30,7 +30,7 @@ _JFIF, _ADOBE = 0xE0, 0xEE
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_DCT_FRAMES = (0xC0, 0xC1, 0xC2)
 # Of the first component, across and down in one byte, where the others have one sample each: 4:4:4, 4:2:2 and 4:2:0.
-_USUAL_SAMPLINGS = (0x11, 0x21, 0x22)
+_USUAL_SAMPLINGS = (b"\x11", b"\x21", b"\x22")
 # In entropy-coded data FF is followed by 00 (a literal FF), a restart marker D0-D7 or fill bytes FF.
 _JPEG_MARKER_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
@@ -109,20 +109,20 @@ def coded_picture(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield piece[:2] if piece[1] == _JFIF else piece
 
 
-def scales_exactly(pieces: Iterable[bytes]) -> bool:
+def scales_exactly(pieces: Sequence[bytes]) -> bool:
     """Whether a decoder reads a JPEG file at a fraction of its size as it does at full size, errors included.
 
-    That takes one grey or three colour components of 8 bits, Huffman-coded, with one of the usual samplings: others
-    are refused, or decoded in another way, at one of the sizes only.
+    That takes one grey component, or luma and two of chroma, of 8 bits, Huffman-coded, with one of the usual samplings:
+    others are refused, or decoded in another way, at one of the sizes only.
     """
     frames = [piece for piece in pieces if piece[1] in _JPEG_FRAMES]
     if len(frames) != 1 or frames[0][1] not in _HUFFMAN_DCT_FRAMES or len(frames[0]) < 13 or frames[0][4] != 8:
         return False
-    components = frames[0][9]
-    samplings = list(frames[0][11::3])
-    if len(samplings) != components:
-        return False
-    return components == 1 or (components == 3 and samplings[0] in _USUAL_SAMPLINGS and samplings[1:] == [0x11, 0x11])
+    names, samplings = frames[0][10::3], frames[0][11::3]
+    if frames[0][9] == 1:
+        return len(samplings) == 1
+    has_chroma = names == b"\1\2\3" and not any(piece[1] == _ADOBE and piece[-1:] == b"\0" for piece in pieces)
+    return has_chroma and samplings[:1] in _USUAL_SAMPLINGS and samplings[1:] == b"\x11\x11"
 
 
 def _is_needed_by_pixels(marker: int, segment: bytes) -> bool:

@@ -29,6 +29,7 @@ __all__ = [
     "hash_code",
     "hash_pixels",
     "perceptual_hash",
+    "read_grey",
     "sharpest_step",
 ]
 
@@ -83,26 +84,40 @@ def hash_code(pieces: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(image: Image.Image, size: tuple[float, float] | None = None) -> Fingerprint:
-    """The signals for near-duplicates of an RGB or L image.
+def fingerprint(
+    image: Image.Image, size: tuple[float, float] | None = None, *, grey: Image.Image | None = None
+) -> Fingerprint:
+    """The signals for near-duplicates of a picture.
 
     Args:
-        image: The picture.
+        image: RGB, YCbCr or L.
         size: (width, height) in px of what it shows, where its last column or row reaches beyond.
+        grey: The same picture in more detail, of mode L, where there is one.
     """
-    width, height = size or image.size
-    factor = max(1, min(image.size) // _LEAST_REDUCED_SIDE)
-    reduced = image.reduce(factor) if factor > 1 else image
-    # The last square of a row may reach beyond the picture; the box leaves that part out.
-    box = (0, 0, width / factor, height / factor)
-    grey = (reduced if image.mode == "L" else reduced.convert("L")).resize((GREY_SIDE, GREY_SIDE), _FILTER, box=box)
+    reduced, box = _reduce(image, size or image.size)
+    levels = read_grey(reduced)
+    fine, fine_box = (levels, box) if grey is None else _reduce(grey, grey.size)
+    copy = fine.resize((GREY_SIDE, GREY_SIDE), _FILTER, box=fine_box)
     color = _NEUTRAL_COLOR
-    if image.mode == "RGB":
-        cells = reduced.resize((COLOR_SIDE, COLOR_SIDE), Image.Resampling.BOX, box=box).convert("YCbCr")
-        levels = cells.tobytes()
-        color = levels[1::3] + levels[2::3]
-    phash, strength = perceptual_hash(read_levels(grey))
-    return Fingerprint(phash, grey.tobytes() + color, strength)
+    if image.mode != "L":
+        cells = reduced.resize((COLOR_SIDE, COLOR_SIDE), Image.Resampling.BOX, box=box)
+        pixels = (cells if cells.mode == "YCbCr" else cells.convert("YCbCr")).tobytes()
+        color = pixels[1::3] + pixels[2::3]
+    phash, strength = perceptual_hash(read_levels(copy))
+    return Fingerprint(phash, copy.tobytes() + color, strength)
+
+
+def read_grey(image: Image.Image) -> Image.Image:
+    """The luma of an RGB, YCbCr or L image, in mode L."""
+    if image.mode == "L":
+        return image
+    return image.getchannel(0) if image.mode == "YCbCr" else image.convert("L")
+
+
+def _reduce(image: Image.Image, size: tuple[float, float]) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """Average whole squares; the last one of a row may reach beyond the picture, and the box leaves that part out."""
+    factor = max(1, min(image.size) // _LEAST_REDUCED_SIDE)
+    return (image.reduce(factor) if factor > 1 else image), (0, 0, size[0] / factor, size[1] / factor)
 
 
 def perceptual_hash(levels: npt.NDArray[np.uint8]) -> tuple[bytes, float]:
@@ -115,13 +130,12 @@ def perceptual_hash(levels: npt.NDArray[np.uint8]) -> tuple[bytes, float]:
 
 def sharpest_step(image: Image.Image) -> int:
     """The mean difference between neighbouring pixels, in grey levels, in the 4x4 pixels where it is largest."""
-    grey = image.convert("L")
-    width, height = grey.size
-    steps = (
-        ImageChops.difference(grey.crop((0, 0, width - right, height - down)), grey.crop((right, down, width, height)))
-        for right, down in ((1, 0), (0, 1))
-    )
-    return max(cast(tuple[int, int], step.reduce(4).getextrema())[1] for step in steps)
+    grey = read_grey(image)
+    right, bottom = grey.width - 1, grey.height - 1
+    here = grey.crop((0, 0, right, bottom))
+    aside = ImageChops.difference(here, grey.crop((1, 0, right + 1, bottom)))
+    below = ImageChops.difference(here, grey.crop((0, 1, right, bottom + 1)))
+    return cast(tuple[int, int], ImageChops.lighter(aside, below).reduce(4).getextrema())[1]
 
 
 @functools.cache

@@ -1,17 +1,19 @@
 """JPEG files that a build stores as they are: nothing but their code is kept, so that they need not be decoded in full.
 
 The decoder reads all of the code whatever the scale, and so finds what is wrong with it; at a fraction of the size it
-spares most of the inverse transform, the interpolation of colours and their conversion. What fingerprints see of such a
-small picture differs a little from what they see of the whole one, more where it is full of fine detail: such pictures
-are decoded whole (benchmarks/near_duplicates.py has both kinds).
+spares most of the inverse transform and the interpolation of colours. What fingerprints see of such a small picture
+differs a little from what they see of the whole one, more where it is full of fine detail: the grey levels of such
+pictures are decoded once more, at full size (benchmarks/near_duplicates.py has both kinds).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from PIL import Image
+
 from vlmdata.config import ImageConfig
-from vlmdata.images.color import read_orientation, to_plain_mode, to_srgb
+from vlmdata.images.color import read_orientation, to_srgb
 from vlmdata.images.containers import coded_picture, scales_exactly, split_jpeg
 from vlmdata.images.decoding import JPEG_START, open_image
 from vlmdata.images.fingerprint import Fingerprint, fingerprint, hash_code, sharpest_step
@@ -21,8 +23,8 @@ __all__ = ["Unchanged", "read_unchanged"]
 
 # One and a half times the side of the small copy that fingerprints are made from.
 _LEAST_SIDE = 96
-# Of the hash's coefficients, the sharpest steps in the small picture; above it, folded detail moves too many bits.
-_MAX_STEP = 0.025
+# Of the hash's coefficients, the sharpest step in the small picture; above it, folded detail moves too many bits.
+_MAX_STEP = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,8 @@ def read_unchanged(data: bytes, config: ImageConfig) -> Unchanged | None:
     """Read a JPEG file through a `decoder_session`.
 
     Returns:
-        None where it has to be decoded in full: because it is no JPEG, because something has to be done to its
-        pixels, or because a picture of a fraction of its size would not do.
+        None where all of its pixels are needed: because it is no JPEG, because something has to be done to them, or
+        because the picture is too flat to be told by anything else.
 
     Raises:
         ImageError: The config refuses the picture.
@@ -67,20 +69,13 @@ def read_unchanged(data: bytes, config: ImageConfig) -> Unchanged | None:
     layout = plan_layout(*size, config)
     if not layout.scaled == layout.stored == size:
         return None
+    pixel = Image.new(image.mode, (1, 1))
+    converted, color_note = to_srgb(pixel, image.info.get("icc_profile"))
     pieces = split_jpeg(data)
-    if pieces is None or not scales_exactly(pieces):
+    if converted is not pixel or pieces is None or not scales_exactly(pieces):
         return None
-    scale = next(scale for scale in (8, 4, 2, 1) if scale == 1 or min(size) >= scale * _LEAST_SIDE)
-    image.draft(None, (size[0] // scale, size[1] // scale))
-    image.load()
-    icc_profile = image.info.get("icc_profile")
-    image.info = {}
-    plain, _ = to_plain_mode(image, config)
-    srgb, color_note = to_srgb(plain, icc_profile)
-    if srgb is not image:
-        return None
-    signals = fingerprint(image, (size[0] / scale, size[1] / scale))
-    if signals.is_flat or (scale > 1 and sharpest_step(image) > _MAX_STEP * signals.strength):
+    signals = _look(data, image, config)
+    if signals.is_flat:
         return None
     stripped = b"".join(pieces)
     return Unchanged(
@@ -90,3 +85,21 @@ def read_unchanged(data: bytes, config: ImageConfig) -> Unchanged | None:
         signals=signals,
         note="; ".join(filter(None, (note, color_note, layout.note))),
     )
+
+
+def _look(data: bytes, image: Image.Image, config: ImageConfig) -> Fingerprint:
+    """Decode a file, opened as `image`, as small as its content allows."""
+    width, height = image.size
+    scale = next(scale for scale in (8, 4, 2, 1) if scale == 1 or min(width, height) >= scale * _LEAST_SIDE)
+    # Luma and chroma are what the file holds, and what fingerprints are made of.
+    image.draft("YCbCr", (width // scale, height // scale))
+    image.load()
+    image.info = {}
+    shown = width / scale, height / scale
+    signals = fingerprint(image, shown)
+    if scale == 1 or signals.is_flat or sharpest_step(image) <= _MAX_STEP * signals.strength:
+        return signals
+    grey = open_image(data, config)
+    grey.draft("L", (width, height))
+    grey.load()
+    return fingerprint(image, shown, grey=grey)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 
-import pyarrow as pa
 from PIL import Image
 
 import vlmdata.stage.work  # noqa: F401  (what workers run)
+from vlmdata.plain_arrow import leave_pandas_out
 
-# Arrow imports pandas at its first conversion, where it is installed; Pillow looks for its plugins at its first image.
-pa.array([0])
+leave_pandas_out()
+# Pillow looks for its plugins at its first image
 Image.init()
 # What is imported stays: workers need not look through it for garbage, and so share its memory.
 gc.collect()
