@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--shapes", nargs="+", default=["qwen2.5-vl-3b"], choices=list(SHAPES))
     parser.add_argument("--sizes", nargs="+", default=["512x384", "1000x750"])
-    parser.add_argument("--recipes", nargs="+", default=["notebook", "vlmtrain"], help="of " + ", ".join(RECIPES))
+    helps = 'notebook, guide, vlmtrain, or vlmtrain with options, as in "vlmtrain --batching plain"'
+    parser.add_argument("--recipes", nargs="+", default=["notebook", "vlmtrain"], help=helps)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--load-in", default="16bit")
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=900, help="seconds that a recipe may take")
     parser.add_argument("--workers", type=int, default=8, help="processes that prepare rows for vlmtrain")
     parser.add_argument("--held-out", type=int, default=0, help="rows on which the trained adapters are compared")
-    parser.add_argument("--profile", nargs="*", default=[], help="recipes of which some steps are profiled")
+    parser.add_argument("--profile", action="store_true", help="profile some steps of vlmtrain's runs")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     rate = measure_matrix_rate()
@@ -63,7 +64,8 @@ def main() -> None:
             )
             for repeat in range(options.repeats):
                 for recipe in options.recipes:
-                    out = options.work / f"{shape}-{size}-{options.load_in}-{recipe}-{repeat}"
+                    slug = "".join(recipe.split()).replace("--", "-")
+                    out = options.work / f"{shape}-{size}-{options.load_in}-{slug}-{repeat}"
                     result = run_recipe(recipe, model, data, out, options)
                     result |= {"shape": shape, "size": size, "repeat": repeat, "matrix_rate": rate}
                     result["flops"] = count_flops(model, data, options.batch_size)
@@ -85,11 +87,12 @@ def mixed_sizes() -> list[tuple[int, int]]:
 def run_recipe(recipe: str, model: Path, data: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Runs a recipe in a process of its own and returns its steps."""
     began = time.monotonic()
-    result: dict[str, Any] = RECIPES[recipe](model, data, out, options)
+    name, *extra = recipe.split()
+    result: dict[str, Any] = RECIPES[name](model, data, out, options, *extra)
     if options.held_out:
         result["held_out_loss"] = measure_held_out(Path(f"{out}-adapter"), data, options)
     result |= {"recipe": recipe, "whole_seconds": time.monotonic() - began, "load_in": options.load_in}
-    result["profiled"] = recipe in options.profile
+    result["profiled"] = options.profile and name == "vlmtrain"
     return result
 
 
@@ -98,10 +101,10 @@ def run_vlmtrain(model: Path, data: Path, out: Path, options: argparse.Namespace
     arguments = ["--data", data, "--model", model, "--out", out, "--overwrite", "--backend", "unsloth"]
     arguments += ["--load-in", options.load_in, "--max-steps", options.steps, "--lr", 2e-4, "--schedule", "linear"]
     arguments += ["--warmup", WARMUP_STEPS / options.steps, "--batch-size", options.batch_size, "--grad-accum", 1]
-    arguments += ["--workers", options.workers, *extra]
+    arguments += ["--workers", options.workers, "--eval-steps", options.steps, *extra]
     if options.gpu_memory_gb:
         arguments += ["--gpu-memory-gb", options.gpu_memory_gb]
-    if "vlmtrain" in options.profile:
+    if options.profile:
         arguments += ["--profile-steps", PROFILED_STEPS]
     run([sys.executable, "-m", "vlmtrain", "fit", *arguments], Path(f"{out}.log"), options.limit)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -109,11 +112,6 @@ def run_vlmtrain(model: Path, data: Path, out: Path, options: argparse.Namespace
     if options.held_out:
         shutil.copytree(sorted((out / "checkpoints").glob("checkpoint-*"))[-1], f"{out}-adapter", dirs_exist_ok=True)
     return {"steps": steps, "peak_memory_gb": max(step["peak_memory_gb"] for step in steps)}
-
-
-def run_plain(model: Path, data: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """`vlmtrain fit` with batches of a fixed number of rows, padded to the longest."""
-    return run_vlmtrain(model, data, out, options, "--batching", "plain")
 
 
 def run_notebook(
@@ -132,8 +130,6 @@ def run_notebook(
         arguments += ["--gpu-memory-gb", options.gpu_memory_gb]
     if options.held_out:
         arguments += ["--adapter", f"{out}-adapter"]
-    if "notebook" in options.profile:
-        arguments += ["--profile", f"{out}.txt"]
     run([sys.executable, script, *arguments], Path(f"{out}.log"), options.limit)
     result: dict[str, Any] = json.loads(Path(f"{out}.json").read_text(encoding="utf-8"))
     return result
@@ -145,7 +141,7 @@ def run_guide(model: Path, data: Path, out: Path, options: argparse.Namespace) -
     return run_notebook(model, data, out, guide, batch_size=1, passes=4)
 
 
-RECIPES = {"notebook": run_notebook, "guide": run_guide, "vlmtrain": run_vlmtrain, "vlmtrain-plain": run_plain}
+RECIPES = {"notebook": run_notebook, "guide": run_guide, "vlmtrain": run_vlmtrain}
 
 
 def run(command: list[Any], log: Path, limit_s: float) -> None:
@@ -283,13 +279,14 @@ def counted(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def print_table(results: list[dict[str, Any]]) -> None:
     first = results[0]
+    width = max(len(line["recipe"]) for line in results)
     print(
         f"\n{first['shape']}, {first['size']}, {first['load_in']}, adapters on everything, {len(first['steps'])} steps"
     )
     columns = (
         f"{'step s':>8} {'spread':>15} {'all s':>7} {'waiting':>8} {'peak GB':>8} {'of peak rate':>12} {'speed-up':>9}"
     )
-    print(f"{'recipe':12} {columns} {'loss differs':>13}{'  held-out' if 'held_out_loss' in first else ''}")
+    print(f"{'recipe':{width}} {columns} {'loss differs':>13}{'  held-out' if 'held_out_loss' in first else ''}")
     base = next((line for line in results if line["recipe"] == "notebook"), first)
     for line in results:
         times = sorted(step["step_seconds"] for step in counted(line))
@@ -305,7 +302,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
         base_median = statistics.median(step["step_seconds"] for step in counted(base))
         of_peak = line["flops"] / median / line["matrix_rate"]
         print(
-            f"{line['recipe']:12} {median:8.3f} {f'{times[0]:.3f} to {times[-1]:.3f}':>15} "
+            f"{line['recipe']:{width}} {median:8.3f} {f'{times[0]:.3f} to {times[-1]:.3f}':>15} "
             f"{sum(step['step_seconds'] for step in counted(line)):7.1f} "
             f"{f'{statistics.median(waiting):.1%}' if waiting else '-':>8} {line['peak_memory_gb']:8.1f} "
             f"{of_peak:12.1%} {base_median / median:8.2f}x {differing:12.3%}{held_out}",

@@ -114,7 +114,7 @@ def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(
     assert packed["input_ids"].shape == (1, int(plain["attention_mask"].sum()))
     assert (packed["labels"] != IGNORE_INDEX).sum() == (plain["labels"][:, 1:] != IGNORE_INDEX).sum()
     attention.use_varlen_vision(model)
-    with attention.packed_language_attention(model):
+    with attention.packed_language_attention(model, packed["position_ids"][0]):
         actual = loss_and_gradients(model, packed)
     assert_same(expected, actual)
     # without boundaries the rows see each other, and the loss is another
@@ -126,7 +126,7 @@ def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(
 def test_the_language_models_attention_is_put_back(tiny: Any) -> None:
     model = load(tiny, "qwen2.5-vl")
     before = model.config.get_text_config()._attn_implementation
-    with attention.packed_language_attention(model):
+    with attention.packed_language_attention(model, torch.arange(4)[None]):
         assert model.config.get_text_config()._attn_implementation == attention.IMPLEMENTATION
     assert model.config.get_text_config()._attn_implementation == before
 
@@ -144,13 +144,12 @@ def test_the_kernel_is_not_used_where_there_is_none() -> None:
 
 def test_masks_and_dropout_are_refused() -> None:
     states = torch.zeros(1, 2, 4, 8)
-    positions = torch.arange(4)[None]
     layer = torch.nn.Identity()
     with pytest.raises(ValueError, match="without mask and dropout"):
-        attention.varlen_attention(layer, states, states, states, None, dropout=0.1, position_ids=positions)
+        attention.varlen_attention(layer, states, states, states, None, dropout=0.1)
     with pytest.raises(ValueError, match="without mask and dropout"):
-        attention.varlen_attention(layer, states, states, states, torch.ones(1, 4), position_ids=positions)
-    with pytest.raises(ValueError, match="needs cu_seq_lens_q or position_ids"):
+        attention.varlen_attention(layer, states, states, states, torch.ones(1, 4))
+    with pytest.raises(ValueError, match="needs cu_seq_lens_q, or a packed batch"):
         attention.varlen_attention(layer, states, states, states, None)
 
 

@@ -11,11 +11,13 @@ from typing import Any
 from vlmdata.errors import ConfigError
 from vlmtrain.backends import Backend
 from vlmtrain.config import FitConfig
+from vlmtrain.layers import part_of
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.preflight import CheckedSplit
 from vlmtrain.processes import process_count
 from vlmtrain.speed.attention import kernel_obstacle, use_varlen_vision, vision_gains
 from vlmtrain.speed.batches import BatchPlan
+from vlmtrain.speed.compiled_blocks import compile_vision_blocks
 from vlmtrain.speed.memory import fit_to_memory
 from vlmtrain.speed.packing import PackedCollator, can_pack
 from vlmtrain.speed.trainer import Arrangement
@@ -61,6 +63,7 @@ def arrange(
     """
     optimizer = config.optimizer
     has_kernel = _choose_attention(config, loaded, say)
+    _choose_compilation(config, backend, loaded, say)
     arrangement = Arrangement(rows=config.speed.micro_batch or optimizer.batch_size, passes=optimizer.grad_accum)
     if config.speed.micro_batch:
         arrangement.passes = _passes(optimizer.batch_size * optimizer.grad_accum, config.speed.micro_batch)
@@ -99,6 +102,16 @@ def _choose_attention(config: FitConfig, loaded: LoadedModel, say: Say) -> bool:
     elif gains:
         say(f"vision attention: transformers' own loop ({'asked for' if wanted == 'loop' else obstacle})")
     return obstacle is None
+
+
+def _choose_compilation(config: FitConfig, backend: Backend, loaded: LoadedModel, say: Say) -> None:
+    """Compiles the vision tower's blocks where that pays."""
+    wanted = config.speed.compile_vision
+    device = next(loaded.model.parameters()).device
+    trained = any(part_of(name) == "vision" for name, each in loaded.model.named_parameters() if each.requires_grad)
+    if wanted == "on" or (wanted == "auto" and device.type == "cuda" and trained):
+        blocks = compile_vision_blocks(loaded.model, say, inlining=backend.inlining)
+        say(f"vision tower: its {blocks} blocks are compiled before the first step")
 
 
 def _choose_batching(

@@ -6,6 +6,7 @@ torch's ecosystem before it: Unsloth has to be imported first.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -65,6 +66,9 @@ class Backend(Protocol):
         Returns:
             `(B, K, H)` last hidden states and the head, or `(B, K, V)` scores and the identity.
         """
+
+    def inlining(self) -> contextlib.AbstractContextManager[None]:
+        """Within, blocks that are being compiled are traced through whatever the backend put in their place."""
 
     def prepare_inference(self, loaded: LoadedModel) -> None:
         """Switches the model to generation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = [
     "NAME",
     "add_adapter",
     "checkpointing_arguments",
+    "inlining",
     "load_model",
     "make_collator",
     "prepare_inference",
@@ -171,6 +173,11 @@ def score_supervised(model: Any, inputs: dict[str, Any], positions: Any) -> tupl
     import torch
 
     return model(**inputs, logits_to_keep=positions, use_cache=False).logits, torch.nn.Identity()
+
+
+def inlining() -> contextlib.AbstractContextManager[None]:
+    """Nothing; see `vlmtrain.backends.Backend`."""
+    return contextlib.nullcontext()
 
 
 def checkpointing_arguments(config: FitConfig) -> dict[str, Any]:

@@ -21,8 +21,9 @@ os.environ.setdefault(  # else it writes a folder into the working directory
 
 import unsloth
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ __all__ = [
     "NAME",
     "add_adapter",
     "checkpointing_arguments",
+    "inlining",
     "load_model",
     "make_collator",
     "prepare_inference",
@@ -171,6 +173,19 @@ def score_supervised(model: Any, inputs: dict[str, Any], positions: Any) -> tupl
         # a model whose forward Unsloth has not rewritten gives scores
         return hidden, torch.nn.Identity()
     return hidden.to(head.weight.dtype), head
+
+
+@contextlib.contextmanager
+def inlining() -> Iterator[None]:
+    """Makes Unsloth's attention functions traceable, as it does for its own blocks; see `vlmtrain.backends.Backend`."""
+    from unsloth_zoo.temporary_patches.utils import UNSLOTH_DECODE_COMPILE
+
+    [before] = UNSLOTH_DECODE_COMPILE
+    UNSLOTH_DECODE_COMPILE[0] = True
+    try:
+        yield
+    finally:
+        UNSLOTH_DECODE_COMPILE[0] = before
 
 
 def checkpointing_arguments(config: FitConfig) -> dict[str, Any]:

@@ -4,6 +4,8 @@ Without the flash-attn package transformers runs a vision tower's attention as a
 thousands of small kernels a step, between which the GPU waits. torch itself has the kernel that takes them all at once
 (`torch.nn.attention.varlen`); here it is registered as an attention implementation of transformers. On a device without
 the kernel the same function computes sequence by sequence.
+
+The function is traced into compiled layers: nothing in it looks at a tensor's values.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
 from vlmtrain.loaded import base_of
 
@@ -24,6 +26,7 @@ __all__ = [
     "kernel_obstacle",
     "packed_language_attention",
     "register",
+    "upper_bound",
     "use_varlen_vision",
     "varlen_attention",
     "vision_gains",
@@ -39,8 +42,16 @@ _AMPERE = (8, 0)
 
 Kernel = Callable[..., torch.Tensor]
 
-# (1, S) positions of a packed batch → its boundaries; the same tensor comes to every layer, twice with recomputation
-_boundaries_of: Any = WeakIdKeyDictionary()
+
+@dataclass(slots=True)
+class _Packed:
+    """Where the rows of the packed batch begin that is going through the model."""
+
+    boundaries: torch.Tensor | None = None
+    longest: int = 0
+
+
+_packed = _Packed()
 
 
 @functools.cache
@@ -57,23 +68,29 @@ def kernel_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"activations are {dtype}, and the kernel takes 16-bit ones"
-    try:
-        _kernel()
-    except ImportError:
+    if _kernel is None:
         return f"torch {torch.__version__} has no torch.nn.attention.varlen"
     return None
 
 
-@functools.cache
-def _kernel() -> Kernel:
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has left it without types
+def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    return kernel_obstacle(device, dtype) is None
+
+
+def _find_kernel() -> Kernel | None:
     """Torch's kernel as `(query, key, value, boundaries, longest, scale, causal)`; its signature differs by version.
 
-    Raises:
-        ImportError: This torch has none.
+    Returns:
+        None where this torch has none.
     """
-    from torch.nn.attention.varlen import varlen_attn
-
-    parameters = inspect.signature(varlen_attn).parameters
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    parameters = set(inspect.signature(varlen_attn).parameters)
+    takes_scale, takes_window = "scale" in parameters, "window_size" in parameters
+    takes_groups = "enable_gqa" in parameters
 
     def attend(
         query: torch.Tensor,
@@ -86,16 +103,16 @@ def _kernel() -> Kernel:
         causal: bool,
     ) -> torch.Tensor:
         arguments: dict[str, Any] = {}
-        if "scale" in parameters:
+        if takes_scale:
             arguments["scale"] = scale
         else:
             query = query * (scale * query.shape[-1] ** 0.5)
-        if "window_size" in parameters:
+        if takes_window:
             arguments["window_size"] = (-1, 0) if causal else (-1, -1)
         else:
             arguments["is_causal"] = causal
         groups = query.shape[1] // key.shape[1]
-        if groups > 1 and "enable_gqa" in parameters:
+        if groups > 1 and takes_groups:
             arguments["enable_gqa"] = True
         elif groups > 1:
             key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
@@ -103,6 +120,9 @@ def _kernel() -> Kernel:
         return out
 
     return attend
+
+
+_kernel = _find_kernel()
 
 
 def _sequence_by_sequence(
@@ -144,7 +164,6 @@ def varlen_attention(
     is_causal: bool | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
-    position_ids: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attends within each sequence of a row of sequences; an attention function as transformers registers them.
@@ -158,9 +177,8 @@ def varlen_attention(
         scaling: Of the scores; 1 / √D when None.
         dropout: Must be 0.
         is_causal: Whether a token sees only those before it; the layer's own when None.
-        cu_seq_lens_q: `(N + 1,)` int32 beginnings of the sequences and their end. Unset: read from `position_ids`.
-        max_length_q: Tokens of the longest sequence.
-        position_ids: `(1, T)` positions that begin at 0 with each sequence.
+        cu_seq_lens_q: `(N + 1,)` int32 beginnings of the sequences and their end. Unset: those of the packed batch.
+        max_length_q: Tokens of the longest sequence, or more.
 
     Returns:
         `(1, T, H, D)`, and None for the weights, which are never formed.
@@ -171,13 +189,13 @@ def varlen_attention(
     if attention_mask is not None or dropout or query.shape[0] != 1:
         raise ValueError("variable-length attention takes one row of sequences, without mask and dropout")
     if cu_seq_lens_q is None:
-        if position_ids is None:
-            raise ValueError("variable-length attention needs cu_seq_lens_q or position_ids")
-        cu_seq_lens_q, max_length_q = _read_boundaries(position_ids)
+        if _packed.boundaries is None:
+            raise ValueError("variable-length attention needs cu_seq_lens_q, or a packed batch around it")
+        cu_seq_lens_q, max_length_q = _packed.boundaries, _packed.longest
     elif max_length_q is None:
         max_length_q = int(cu_seq_lens_q.diff().max())
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    attend = _sequence_by_sequence if kernel_obstacle(query.device, query.dtype) else _kernel()
+    attend = _kernel if _kernel is not None and _has_kernel(query.device, query.dtype) else _sequence_by_sequence
     out = attend(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
@@ -190,14 +208,9 @@ def varlen_attention(
     return out[None], None
 
 
-def _read_boundaries(position_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
-    known: tuple[torch.Tensor, int] | None = _boundaries_of.get(position_ids)
-    if known is None:
-        starts = (position_ids.flatten() == 0).nonzero().flatten()
-        boundaries = torch.cat([starts, starts.new_tensor([position_ids.numel()])]).to(torch.int32)
-        known = boundaries, int(boundaries.diff().max())
-        _boundaries_of[position_ids] = known
-    return known
+def upper_bound(longest: int) -> int:
+    """The next power of two: the kernel takes any bound, and compiled layers are compiled anew for each number."""
+    return 1 << max(0, longest - 1).bit_length()
 
 
 def register() -> None:
@@ -247,21 +260,31 @@ def _add_image_boundaries(tower: Any, arguments: tuple[Any, ...], keywords: dict
     return (pixels,), {key: value for key, value in keywords.items() if key != "pixel_values"} | {
         "image_sizes": sizes,
         "cu_seq_lens_q": boundaries,
-        "max_length_q": max(counts),
+        "max_length_q": upper_bound(max(counts)),
     }
 
 
 @contextlib.contextmanager
-def packed_language_attention(model: Any) -> Iterator[None]:
-    """Within, the language model attends within the rows of a packed batch, by the positions given with it."""
+def packed_language_attention(model: Any, positions: torch.Tensor) -> Iterator[None]:
+    """Within, the language model attends within the rows of a packed batch.
+
+    Args:
+        model: A transformers or peft model.
+        positions: `(1, T)` positions that begin at 0 with each row; on the CPU, lest the GPU is waited for.
+    """
     register()
     config = base_of(model).config.get_text_config()
     before = config._attn_implementation
+    starts = (positions.flatten() == 0).nonzero().flatten()
+    boundaries = torch.cat([starts, starts.new_tensor([positions.numel()])]).to(torch.int32)
+    _packed.longest = upper_bound(int(boundaries.diff().max()))
+    _packed.boundaries = boundaries.to(next(model.parameters()).device)
     config._attn_implementation = IMPLEMENTATION
     try:
         yield
     finally:
         config._attn_implementation = before
+        _packed.boundaries = None
 
 
 def _tower_type(model: Any) -> str:

@@ -154,16 +154,14 @@ def _heaviest(train: CheckedSplit, arrangement: Arrangement, rows_a_step: int, s
 def _run_pass(rows: list[dict[str, Any]], loaded: LoadedModel, arrangement: Arrangement, device: Any) -> None:
     """One forward and backward pass as the trainer will do it; the gradients are thrown away."""
     assert arrangement.collate is not None
-    batch = {
-        key: value.to(device) if isinstance(value, torch.Tensor) else value
-        for key, value in arrangement.collate(rows).items()
-    }
+    collated = arrangement.collate(rows)
+    batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in collated.items()}
     model = loaded.model
     model.train()
     if arrangement.switches is not None:
         arrangement.switches.apply()
     half = loaded.dtype if loaded.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
-    with arrangement.attention(model):
+    with arrangement.attention(model, collated):
         with torch.autocast("cuda", dtype=half):
             if arrangement.score is None:
                 loss = model(**batch, use_cache=False).loss

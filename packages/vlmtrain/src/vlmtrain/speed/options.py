@@ -31,6 +31,9 @@ class SpeedConfig:
     memory holds, else --batch-size."""
     gpu_memory_gb: float | None = None
     """Most memory of each GPU to use, in GiB. Unset: all that is free."""
+    compile_vision: Literal["auto", "on", "off"] = "auto"
+    """Whether the blocks of the vision tower are compiled for training, which takes half a minute before the first
+    step. auto: on a GPU, where an adapter or the whole tower is trained."""
     profile_steps: int = 0
     """Steps to profile, from the 16th on; what the GPU did in them goes to profile.txt in the run's folder."""
     loss_on: Literal["auto", "supervised", "all"] = "auto"

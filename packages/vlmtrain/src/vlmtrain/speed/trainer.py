@@ -51,9 +51,11 @@ class Arrangement:
         """Whether rows come one after the other, without padding."""
         return self.plan is not None and self.plan.packed
 
-    def attention(self, model: Any) -> contextlib.AbstractContextManager[None]:
-        """Within, forward and backward passes attend as the batches need it."""
-        return packed_language_attention(model) if self.packed else contextlib.nullcontext()
+    def attention(self, model: Any, inputs: Batch) -> contextlib.AbstractContextManager[None]:
+        """Within, forward and backward passes attend as the batch needs it."""
+        if not self.packed:
+            return contextlib.nullcontext()
+        return packed_language_attention(model, inputs["position_ids"][0])
 
     def sum_of_losses(self, model: Any, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The summed loss of a batch and the number of tokens that it is of; needs `score`."""
@@ -134,12 +136,12 @@ class ArrangedSteps:
         # gradients are averaged over processes, and the count is of all of them
         return total * self.accelerator.num_processes / num_items_in_batch
 
-    def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
         """A forward and backward pass; recomputation in the latter needs the same attention as the former."""
         if self.arrangement.switches is not None:
             self.arrangement.switches.apply()
-        with self.arrangement.attention(model):
-            return self._base.training_step(model, *args, **kwargs)
+        with self.arrangement.attention(model, inputs):
+            return self._base.training_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the time of the step to its line."""

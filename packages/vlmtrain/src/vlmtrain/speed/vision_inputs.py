@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from vlmtrain.speed.attention import upper_bound
+
 __all__ = ["VisionInputs"]
 
 Batch = dict[str, Any]
@@ -57,4 +59,4 @@ class VisionInputs:
 
 
 def _longest(boundaries: torch.Tensor) -> int:
-    return int(boundaries.diff().max())
+    return upper_bound(int(boundaries.diff().max()))
