@@ -46,7 +46,7 @@ def measure(count: int, distance: int) -> None:
     missing = int((~np.isin(wanted[:, 0] << 32 | wanted[:, 1], keys)).sum())
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(
-        f"{count:12,d}{distance:10d}{len(wanted):10,d}{missing:10d}{len(keys):12,d}{seconds:10.1f}{peak_gb:10.2f}",
+        f"{count:12,d}{distance:10d}{len(wanted):10,d}{missing:10d}{len(keys):12,d}{seconds:10.2f}{peak_gb:10.2f}",
         flush=True,
     )
 

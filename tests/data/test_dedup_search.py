@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmdata.dedup import search
-from vlmdata.dedup.search import Neighbours, choose_plan, neighbours_within
+from vlmdata.dedup import code_parts, search
+from vlmdata.dedup.search import Neighbours, neighbours_within
+from vlmdata.dedup.search_plan import choose_plan
 
 FAIR_BITS = np.ones(256)
 
@@ -49,6 +50,18 @@ def test_every_plan_finds_what_brute_force_finds(distance: int, monkeypatch: pyt
         assert as_dict(neighbours_within(codes, distance, between=150)) == across
         assert across
     assert len(plans) >= 2 or distance > 60
+
+
+@pytest.mark.parametrize(("distance", "pretended"), [(7, 10**6), (15, 10**6), (15, 10**7), (31, 10**6)])
+def test_many_small_blocks_find_the_same(distance: int, pretended: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = plant(np.random.default_rng(1), 700, 200, distance)
+    codes[600:] = codes[0]  # equal codes, which no block may part
+    plan = choose_plan(pretended, distance, FAIR_BITS)
+    monkeypatch.setattr(search, "choose_plan", lambda *_: plan)
+    monkeypatch.setattr(search, "_BATCH_PAIRS", 50)
+    monkeypatch.setattr(code_parts, "_BLOCK_CODES", 64)
+    monkeypatch.setattr(code_parts, "_GATHERED_CODES", 48)
+    assert as_dict(neighbours_within(codes, distance)) == brute_force(codes, distance)
 
 
 @settings(max_examples=60, deadline=None)

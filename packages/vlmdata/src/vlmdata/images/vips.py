@@ -58,8 +58,7 @@ def reduce_picture(
     region = pyvips.Region.new(picture.reduce(*steps, kernel="lanczos3"))
     # Fetched piece by piece in this thread: libvips would start threads of its own to make an image of it.
     pieces = [
-        region.fetch(0, top, size[0], min(_ROWS_AT_ONCE, size[1] - top))
-        for top in range(0, size[1], _ROWS_AT_ONCE)
+        region.fetch(0, top, size[0], min(_ROWS_AT_ONCE, size[1] - top)) for top in range(0, size[1], _ROWS_AT_ONCE)
     ]
     return Image.frombytes(image.mode, size, b"".join(pieces), "raw", raw_mode)
 
