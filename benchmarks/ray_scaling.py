@@ -38,7 +38,7 @@ SAMPLE_S = 0.2
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2048, help="photos; 512 make a partition")
+    parser.add_argument("--rows", type=int, default=2048, help="photos; up to 512 make a partition")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of JPEG photos to cut from")
     options = parser.parse_args()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import signal
@@ -42,7 +43,13 @@ def snapshot(out: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def inputs(tmp_path: Path) -> tuple[Path, Path]:
+def equal_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first partitions are as large as the later ones."""
+    monkeypatch.setattr("vlmdata.stage.partitions.FIRST_PARTITION_ROWS", PARTITION_ROWS)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, equal_partitions: None) -> tuple[Path, Path]:
     rows = 2 * PARTITION_ROWS + 5
     return write_rows(tmp_path / "one.csv", rows), write_rows(tmp_path / "two.csv", rows, "figure")
 
@@ -58,7 +65,18 @@ def test_rows_that_are_added_cost_their_partition(inputs: tuple[Path, Path], tmp
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "anew")
 
 
-def test_an_image_that_changed_costs_its_partition(tmp_path: Path) -> None:
+def test_first_partitions_are_small_and_stay_when_rows_are_added(tmp_path: Path) -> None:
+    first = build(tmp_path / "out", write_rows(tmp_path / "rows.csv", 3000))
+    markers = sorted((tmp_path / "out" / ".stage").glob("part-*.json"))
+    sizes = [json.loads(marker.read_text())["read"] for marker in markers]
+    assert (len(sizes), sum(sizes)) == (first.partitions, 3000)
+    assert sizes[:3] == [16, 16, 16]
+    assert 64 < max(sizes) < 3000 / 32
+    again = build(tmp_path / "out", write_rows(tmp_path / "rows.csv", 3100))
+    assert again.partitions_reused == first.partitions - 1
+
+
+def test_an_image_that_changed_costs_its_partition(tmp_path: Path, equal_partitions: None) -> None:
     (tmp_path / "images").mkdir()
     levels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     pictures = [Image.fromarray(each).resize((96, 96)) for each in levels]

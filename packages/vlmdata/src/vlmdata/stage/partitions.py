@@ -10,9 +10,13 @@ from vlmdata.locations import is_remote
 from vlmdata.sources import IndexedRow, Source
 from vlmdata.stage.staged import Task
 
-__all__ = ["PARTITION_BYTES", "PARTITION_ROWS", "cut_partitions"]
+__all__ = ["FIRST_PARTITION_ROWS", "PARTITION_BYTES", "PARTITION_ROWS", "cut_partitions"]
 
 PARTITION_ROWS = 512
+# The first partitions of an input are smaller, so that a small set of large images, too, keeps all workers busy to its
+# end: each has this share of the rows before it, but at least so many rows.
+FIRST_PARTITION_ROWS = 16
+_SHARE_OF_ROWS_BEFORE = 1 / 32
 # Rows that carry their images are heavy: fewer of them make a partition.
 PARTITION_BYTES = 32 << 20
 # Partitions of an input are counted from a multiple of this, so that one input's growth renames no other's.
@@ -33,12 +37,14 @@ def cut_partitions(inputs: Iterable[tuple[Source, Reading]]) -> Iterator[Task]:
 
 def _cut(rows: Iterable[IndexedRow]) -> Iterator[list[IndexedRow]]:
     piece: list[IndexedRow] = []
-    size = 0
+    size, before = 0, 0
     for row in rows:
         piece.append(row)
         size += _payload_bytes(row[1])
-        if len(piece) == PARTITION_ROWS or size >= PARTITION_BYTES:
+        enough = min(max(FIRST_PARTITION_ROWS, int(before * _SHARE_OF_ROWS_BEFORE)), PARTITION_ROWS)
+        if len(piece) >= enough or size >= PARTITION_BYTES:
             yield piece
+            before += len(piece)
             piece, size = [], 0
     if piece:
         yield piece
