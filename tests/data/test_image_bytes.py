@@ -44,9 +44,10 @@ def root(tmp_path: Path) -> Path:
 
 def test_paths(root: Path) -> None:
     loader = make_loader(root)
-    assert load(loader, "sub/a.jpg") == LoadedImage(BODY, "sub/a.jpg")
-    assert load(loader, "link-in.jpg") == LoadedImage(BODY, "sub/a.jpg")
-    assert load(loader, str(root / "sub" / "a.jpg")) == LoadedImage(BODY, "sub/a.jpg")
+    file = str((root / "sub" / "a.jpg").resolve())
+    assert load(loader, "sub/a.jpg") == LoadedImage(BODY, "sub/a.jpg", file)
+    assert load(loader, "link-in.jpg") == LoadedImage(BODY, "sub/a.jpg", file)
+    assert load(loader, file) == LoadedImage(BODY, "sub/a.jpg", file)
     assert load(loader, "sub/absent.jpg") == "image_missing"
     assert load(loader, "sub/a.jpg/x") == "image_missing"
     assert load(loader, "a\0b") == "image_missing"
@@ -68,8 +69,9 @@ def test_paths_stay_under_the_root(root: Path, location: str) -> None:
 
 
 def test_the_image_root_can_be_named(root: Path) -> None:
-    assert load(make_loader(root, image_root=root / "sub"), "a.jpg") == LoadedImage(BODY, "a.jpg")
-    assert load(make_loader(root, image_root=root / "sub"), "../link-in.jpg") == LoadedImage(BODY, "a.jpg")
+    wanted = LoadedImage(BODY, "a.jpg", str((root / "sub" / "a.jpg").resolve()))
+    assert load(make_loader(root, image_root=root / "sub"), "a.jpg") == wanted
+    assert load(make_loader(root, image_root=root / "sub"), "../link-in.jpg") == wanted
 
 
 def test_stamps_tell_what_was_looked_for(root: Path) -> None:

@@ -11,9 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from vlmdata.merging import Merges
-from vlmdata.schema import ARROW_SCHEMA
-from vlmdata.shards import open_shard
-from vlmdata.stage import StagedFiles, StagedSet
+from vlmdata.stage import STAGED_SCHEMA, StagedFiles, StagedSet, open_staged
 
 __all__ = ["MergedRows"]
 
@@ -43,7 +41,7 @@ class MergedRows:
         """Return a batch of staged rows in which those that are continued have all their turns.
 
         Args:
-            batch: columns of the contract.
+            batch: of a staged partition.
             first_place: of its first row, among all staged rows.
         """
         begin, end = np.searchsorted(self._hosts, [first_place, first_place + batch.num_rows]).tolist()
@@ -60,15 +58,15 @@ class MergedRows:
                 columns[name][at] = row[name]
         arrays = [
             pa.array(columns[field.name], field.type) if field.name in columns else batch.column(field.name)
-            for field in ARROW_SCHEMA
+            for field in STAGED_SCHEMA
         ]
-        return pa.RecordBatch.from_arrays(arrays, schema=ARROW_SCHEMA)
+        return pa.RecordBatch.from_arrays(arrays, schema=STAGED_SCHEMA)
 
     def _read(self, place: int) -> dict[str, Any]:
         partition = int(np.searchsorted(self._staged.first_row, place, side="right")) - 1
         if partition not in self._opened:
             number = self._staged.partitions[partition].number
-            batches = [batch.select(_TEXT_COLUMNS) for batch in open_shard(StagedFiles(self._stage, number).rows)]
+            batches = [batch.select(_TEXT_COLUMNS) for batch in open_staged(StagedFiles(self._stage, number))]
             ends = np.cumsum([batch.num_rows for batch in batches], dtype=np.int64)
             self._opened[partition] = batches, ends
             if len(self._opened) > _OPEN_PARTITIONS:

@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 # Part of every partition's key: a change in what is staged makes older staged files useless.
-_STAGE_VERSION = 5
+_STAGE_VERSION = 6
 # How many rows of an input are looked at to tell its format and columns.
 _HEAD_ROWS = 64
 # Reasons that are choices, not defects of the data: they do not count towards --max-reject-rate.
@@ -195,6 +195,8 @@ def prepare_inputs(
         input=config.input,
         images=config.images,
         keep_rows=keep_rows,
+        # what a node of a cluster sees, this machine may not
+        leave_originals=config.output.engine == "local",
     )
     partitions = []
     for summary in _run(cut_partitions(inputs), settings, config):

@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from vlmdata.dedup import Contamination, Duplicates, EvaluationImages
 from vlmdata.errors import DataError
@@ -19,9 +21,15 @@ from vlmdata.merged_rows import MergedRows
 from vlmdata.merging import Merges
 from vlmdata.sample import Rejection
 from vlmdata.shard_writer import SplitWriter
-from vlmdata.shards import open_shard
 from vlmdata.sources.stamps import FileStamp
-from vlmdata.stage import StagedFiles, StagedSet, read_marker
+from vlmdata.stage import (
+    OriginalChangedError,
+    StagedFiles,
+    StagedSet,
+    StagedSplitWriter,
+    open_staged,
+    read_marker,
+)
 
 __all__ = ["collect_stamps", "write_rejections", "write_splits"]
 
@@ -45,23 +53,42 @@ def write_splits(
         split_of: (R,) an index of `names`, or -1 for rows that are left out.
         names: of the splits.
         shard_bytes: size at which a new shard is begun.
+
+    Raises:
+        OriginalChangedError: an image's file is not what it was when it was prepared.
     """
     merged = MergedRows(stage, staged, merges)
     with ExitStack() as stack:
-        writers = [stack.enter_context(SplitWriter(ready, name, shard_bytes=shard_bytes)) for name in names]
-        place = 0
-        for partition in staged.partitions:
-            for batch in open_shard(StagedFiles(stage, partition.number).rows):
-                batch = merged.continue_rows(batch, place)
-                wanted = split_of[place : place + batch.num_rows]
-                place += batch.num_rows
-                for i, writer in enumerate(writers):
-                    chosen = np.flatnonzero(wanted == i)
-                    if len(chosen) == batch.num_rows:
-                        writer.write_batch(batch)
-                    elif len(chosen):
-                        writer.write_batch(batch.take(chosen))
-        return {writer.name: writer.close() for writer in writers}
+        writers = [stack.enter_context(StagedSplitWriter(ready, name, shard_bytes=shard_bytes)) for name in names]
+        try:
+            place = 0
+            for partition in staged.partitions:
+                for batch in open_staged(StagedFiles(stage, partition.number)):
+                    wanted = split_of[place : place + batch.num_rows]
+                    _hand_out(merged.continue_rows(batch, place), wanted, writers)
+                    place += batch.num_rows
+            return {writer.name: writer.close() for writer in writers}
+        except OriginalChangedError as error:
+            _forget(stage, staged, error.path)
+            raise
+
+
+def _hand_out(batch: pa.RecordBatch, split_of: npt.NDArray[np.int64], writers: Sequence[SplitWriter]) -> None:
+    for i, writer in enumerate(writers):
+        chosen = np.flatnonzero(split_of == i)
+        if len(chosen) == batch.num_rows:
+            writer.write_batch(batch)
+        elif len(chosen):
+            writer.write_batch(batch.take(cast(Any, chosen)))
+
+
+def _forget(stage: Path, staged: StagedSet, path: str) -> None:
+    """Have the next build prepare again what shows a file, though its size and its time may be what they were."""
+    for partition in staged.partitions:
+        files = StagedFiles(stage, partition.number)
+        marker = read_marker(files)
+        if marker is not None and any(stamp.path == path for stamp in marker.stamps):
+            files.marker.unlink()
 
 
 def write_rejections(

@@ -21,7 +21,16 @@ import pyarrow.compute as pc
 from vlmdata.manifest import ShardEntry, SplitEntry
 from vlmdata.schema import ARROW_SCHEMA, Row, features_dict
 
-__all__ = ["BATCH_BYTES", "BATCH_ROWS", "SHARD_BYTES", "SplitWriter", "rows_to_batch", "write_set_files"]
+__all__ = [
+    "BATCH_BYTES",
+    "BATCH_ROWS",
+    "SHARD_BYTES",
+    "SplitWriter",
+    "measure_rows",
+    "rows_to_batch",
+    "sum_by_list",
+    "write_set_files",
+]
 
 BATCH_ROWS = 256
 BATCH_BYTES = 64 << 20
@@ -69,13 +78,13 @@ class _HashingFile:
         self.closed = True
 
 
-def rows_to_batch(rows: Sequence[Row | Mapping[str, Any]]) -> pa.RecordBatch:
-    """Turn Python rows into one record batch of the contract's schema.
+def rows_to_batch(rows: Sequence[Row | Mapping[str, Any]], schema: pa.Schema = ARROW_SCHEMA) -> pa.RecordBatch:
+    """Turn Python rows into one record batch, of the contract's schema unless another is given.
 
     Raises:
         pyarrow.ArrowInvalid: a value does not fit its column.
     """
-    return pa.RecordBatch.from_pylist(list(rows), schema=ARROW_SCHEMA)
+    return pa.RecordBatch.from_pylist(list(rows), schema=schema)
 
 
 def measure_rows(batch: pa.RecordBatch) -> _Int64s:
@@ -85,8 +94,8 @@ def measure_rows(batch: pa.RecordBatch) -> _Int64s:
     parts = cast(_List, cast(pa.StructArray, messages.flatten()).field("content"))
     image_bytes = _byte_lengths(cast(pa.StructArray, images.flatten()).field("bytes"))
     text_bytes = _byte_lengths(cast(pa.StructArray, parts.flatten()).field("text"))
-    per_message = _sum_by_list(text_bytes, parts)
-    return _sum_by_list(image_bytes, images) + _sum_by_list(per_message, messages) + _ROW_OVERHEAD_BYTES
+    per_message = sum_by_list(text_bytes, parts)
+    return sum_by_list(image_bytes, images) + sum_by_list(per_message, messages) + _ROW_OVERHEAD_BYTES
 
 
 def _byte_lengths(values: pa.Array[Any]) -> _Int64s:
@@ -94,7 +103,8 @@ def _byte_lengths(values: pa.Array[Any]) -> _Int64s:
     return np.asarray(lengths.fill_null(0), dtype=np.int64)
 
 
-def _sum_by_list(values: _Int64s, lists: _List) -> _Int64s:
+def sum_by_list(values: _Int64s, lists: _List) -> _Int64s:
+    """Return the sum of the values of each list, given all of them one after the other."""
     bounds = np.concatenate([[0], np.cumsum(np.asarray(lists.value_lengths(), dtype=np.int64))])
     totals = np.concatenate([[0], np.cumsum(values)])[bounds]
     return np.asarray(np.diff(totals), dtype=np.int64)
@@ -110,7 +120,12 @@ class SplitWriter:
         folder: the built folder (or the place where it is being put together).
         name: the split's name.
         shard_bytes: a new shard is begun when the current one holds this many bytes of rows.
+
+    Attributes:
+        schema: of the rows that are given to it.
     """
+
+    schema = ARROW_SCHEMA
 
     def __init__(self, folder: Path, name: str, *, shard_bytes: int = SHARD_BYTES) -> None:
         self.name = name
@@ -151,7 +166,7 @@ class SplitWriter:
 
     def write_batch(self, batch: pa.RecordBatch) -> None:
         """Append the rows of a record batch; it may be a view of a mapped file."""
-        row_bytes = measure_rows(batch)
+        row_bytes = self.measure(batch)
         begin = 0
         for i, size in enumerate(row_bytes.tolist()):
             full = self._pending_rows == BATCH_ROWS or self._pending_bytes + size > self._batch_bytes
@@ -162,6 +177,14 @@ class SplitWriter:
             self._pending_rows += 1
             self._pending_bytes += size
         self._hold(batch, begin, batch.num_rows)
+
+    def measure(self, batch: pa.RecordBatch) -> _Int64s:
+        """Return about how many bytes each row of a batch will take."""
+        return measure_rows(batch)
+
+    def finish(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return rows as they are written, of the contract's schema."""
+        return batch
 
     def close(self) -> SplitEntry:
         """Write what is pending, give the shards their final names, and return the split's entry of the manifest."""
@@ -187,8 +210,8 @@ class SplitWriter:
         if not self._pending:
             return
         # take, unlike a slice, builds new buffers: what lay beside the rows in their old file leaves no trace
-        fresh = pa.Table.from_batches(self._pending, schema=ARROW_SCHEMA).combine_chunks().to_batches()
-        batch = fresh[0].take(pa.array(range(self._pending_rows), pa.int32()))
+        fresh = pa.Table.from_batches(self._pending, schema=self.schema).combine_chunks().to_batches()
+        batch = self.finish(fresh[0].take(pa.array(range(self._pending_rows), pa.int32())))
         self._finish_write()
         if self._stream is not None and self._shard_filled_bytes >= self._shard_bytes:
             self._close_shard()

@@ -33,19 +33,19 @@ __all__ = ["BuiltFolder", "Split", "open_folder", "open_shard"]
 _ROWS_AT_ONCE = 16
 
 
-def open_shard(path: Path) -> list[pa.RecordBatch]:
+def open_shard(path: Path, wanted: pa.Schema = ARROW_SCHEMA) -> list[pa.RecordBatch]:
     """Memory-map an Arrow IPC stream file and return its record batches; nothing is copied.
 
     Raises:
-        DataError: the file is no Arrow stream, is cut short, or has other columns than `vlmdata.schema`.
+        DataError: the file is no Arrow stream, is cut short, or has other columns than those `wanted`.
     """
     try:
         with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
             schema, batches = reader.schema, list(reader)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: not a readable Arrow stream: {error}") from error
-    if not schema.equals(ARROW_SCHEMA):
-        difference = sorted(set(schema.names) ^ set(COLUMNS)) or "column types"
+    if not schema.equals(wanted):
+        difference = sorted(set(schema.names) ^ set(wanted.names)) or "column types"
         raise DataError(f"{path}: not the columns of a built folder (differs in {difference})")
     return batches
 

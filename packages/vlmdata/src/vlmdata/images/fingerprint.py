@@ -12,12 +12,12 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from PIL import Image, ImageChops
+from PIL import Image
 
 from vlmdata.images.pixels import iterate_pixels, read_levels
 
@@ -26,6 +26,7 @@ __all__ = [
     "THUMBNAIL_BYTES",
     "Fingerprint",
     "fingerprint",
+    "fingerprint_apart",
     "hash_code",
     "hash_pixels",
     "perceptual_hash",
@@ -46,6 +47,9 @@ _FILTER = Image.Resampling.BICUBIC
 # Below this root mean square a coefficient is no more than what a noise of one grey level gives.
 _FLAT_COEFFICIENT = 128.0
 _NEUTRAL_COLOR = bytes([128]) * (2 * COLOR_SIDE * COLOR_SIDE)
+
+_Size: TypeAlias = tuple[float, float]
+_Box: TypeAlias = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,27 +88,33 @@ def hash_code(pieces: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(
-    image: Image.Image, size: tuple[float, float] | None = None, *, grey: Image.Image | None = None
-) -> Fingerprint:
-    """The signals for near-duplicates of a picture.
+def fingerprint(image: Image.Image) -> Fingerprint:
+    """The signals for near-duplicates of an RGB or L image."""
+    reduced, box = _reduce(image, image.size)
+    return _sign(read_grey(reduced), box, reduced, box)
+
+
+def fingerprint_apart(luma: Image.Image, luma_size: _Size, image: Image.Image, size: _Size) -> Fingerprint:
+    """The signals of a picture whose luma is at hand by itself, in the same or in another size.
 
     Args:
-        image: RGB, YCbCr or L.
-        size: (width, height) in px of what it shows, where its last column or row reaches beyond.
-        grey: The same picture in more detail, of mode L, where there is one.
+        luma: Of mode L.
+        luma_size: (width, height) in px of what it shows: its last column and row may reach beyond the picture.
+        image: The picture in YCbCr or L, for its colours.
+        size: Of what that shows.
     """
-    reduced, box = _reduce(image, size or image.size)
-    levels = read_grey(reduced)
-    fine, fine_box = (levels, box) if grey is None else _reduce(grey, grey.size)
-    copy = fine.resize((GREY_SIDE, GREY_SIDE), _FILTER, box=fine_box)
+    return _sign(*_reduce(luma, luma_size), *_reduce(image, size))
+
+
+def _sign(grey: Image.Image, grey_box: _Box, image: Image.Image, box: _Box) -> Fingerprint:
+    levels = read_levels(grey.resize((GREY_SIDE, GREY_SIDE), _FILTER, box=grey_box))
     color = _NEUTRAL_COLOR
     if image.mode != "L":
-        cells = reduced.resize((COLOR_SIDE, COLOR_SIDE), Image.Resampling.BOX, box=box)
+        cells = image.resize((COLOR_SIDE, COLOR_SIDE), Image.Resampling.BOX, box=box)
         pixels = (cells if cells.mode == "YCbCr" else cells.convert("YCbCr")).tobytes()
         color = pixels[1::3] + pixels[2::3]
-    phash, strength = perceptual_hash(read_levels(copy))
-    return Fingerprint(phash, copy.tobytes() + color, strength)
+    phash, strength = perceptual_hash(levels)
+    return Fingerprint(phash, levels.tobytes() + color, strength)
 
 
 def read_grey(image: Image.Image) -> Image.Image:
@@ -114,7 +124,7 @@ def read_grey(image: Image.Image) -> Image.Image:
     return image.getchannel(0) if image.mode == "YCbCr" else image.convert("L")
 
 
-def _reduce(image: Image.Image, size: tuple[float, float]) -> tuple[Image.Image, tuple[float, float, float, float]]:
+def _reduce(image: Image.Image, size: _Size) -> tuple[Image.Image, _Box]:
     """Average whole squares; the last one of a row may reach beyond the picture, and the box leaves that part out."""
     factor = max(1, min(image.size) // _LEAST_REDUCED_SIDE)
     return (image.reduce(factor) if factor > 1 else image), (0, 0, size[0] / factor, size[1] / factor)
@@ -128,14 +138,19 @@ def perceptual_hash(levels: npt.NDArray[np.uint8]) -> tuple[bytes, float]:
     return np.packbits(coefficients > 0).tobytes(), strength
 
 
-def sharpest_step(image: Image.Image) -> int:
-    """The mean difference between neighbouring pixels, in grey levels, in the 4x4 pixels where it is largest."""
-    grey = read_grey(image)
-    right, bottom = grey.width - 1, grey.height - 1
-    here = grey.crop((0, 0, right, bottom))
-    aside = ImageChops.difference(here, grey.crop((1, 0, right + 1, bottom)))
-    below = ImageChops.difference(here, grey.crop((0, 1, right, bottom + 1)))
-    return cast(tuple[int, int], ImageChops.lighter(aside, below).reduce(4).getextrema())[1]
+def sharpest_step(levels: npt.NDArray[np.uint8]) -> float:
+    """The mean difference between neighbouring (H, W) grey levels, in the 4x4 pixels where it is largest."""
+    height, width = ((side - 1) // 4 * 4 for side in levels.shape)
+    here = levels[:height, :width]
+    steps = np.maximum(
+        _differences(here, levels[:height, 1 : width + 1]), _differences(here, levels[1 : height + 1, :width])
+    )
+    sums = steps.reshape(height // 4, 4, width).sum(axis=1, dtype=np.uint16)
+    return float((sums[:, 0::4] + sums[:, 1::4] + sums[:, 2::4] + sums[:, 3::4]).max()) / 16
+
+
+def _differences(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return np.asarray(np.maximum(first, second) - np.minimum(first, second))
 
 
 @functools.cache

@@ -21,7 +21,9 @@ _GREY_TO_COLOR = np.uint32(0x00010101)
 
 
 def read_levels(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """The (H, W) uint8 levels of an image of mode L with at most a million pixels, not to be written to."""
+    """The (H, W) uint8 levels of an image of mode L, not to be written to."""
+    if image.width * image.height > _JOINED_PIXELS:
+        return np.asarray(image)
     return _memory(image, np.dtype(np.uint8)).reshape(image.height, image.width)
 
 

@@ -16,8 +16,9 @@ from vlmdata.config import ImageConfig
 from vlmdata.images.color import read_orientation, to_srgb
 from vlmdata.images.containers import coded_picture, scales_exactly, split_jpeg
 from vlmdata.images.decoding import JPEG_START, open_image
-from vlmdata.images.fingerprint import Fingerprint, fingerprint, hash_code, sharpest_step
+from vlmdata.images.fingerprint import Fingerprint, fingerprint_apart, hash_code, read_grey, sharpest_step
 from vlmdata.images.geometry import plan_layout
+from vlmdata.images.pixels import read_levels
 
 __all__ = ["Unchanged", "read_unchanged"]
 
@@ -69,10 +70,14 @@ def read_unchanged(data: bytes, config: ImageConfig) -> Unchanged | None:
     layout = plan_layout(*size, config)
     if not layout.scaled == layout.stored == size:
         return None
-    pixel = Image.new(image.mode, (1, 1))
-    converted, color_note = to_srgb(pixel, image.info.get("icc_profile"))
+    color_note = ""
+    if profile := image.info.get("icc_profile"):
+        pixel = Image.new(image.mode, (1, 1))
+        converted, color_note = to_srgb(pixel, profile)
+        if converted is not pixel:
+            return None
     pieces = split_jpeg(data)
-    if converted is not pixel or pieces is None or not scales_exactly(pieces):
+    if pieces is None or not scales_exactly(pieces):
         return None
     signals = _look(data, image, config)
     if signals.is_flat:
@@ -96,10 +101,11 @@ def _look(data: bytes, image: Image.Image, config: ImageConfig) -> Fingerprint:
     image.load()
     image.info = {}
     shown = width / scale, height / scale
-    signals = fingerprint(image, shown)
-    if scale == 1 or signals.is_flat or sharpest_step(image) <= _MAX_STEP * signals.strength:
+    luma = read_grey(image)
+    signals = fingerprint_apart(luma, shown, image, shown)
+    if scale == 1 or signals.is_flat or sharpest_step(read_levels(luma)) <= _MAX_STEP * signals.strength:
         return signals
     grey = open_image(data, config)
     grey.draft("L", (width, height))
     grey.load()
-    return fingerprint(image, shown, grey=grey)
+    return fingerprint_apart(grey, (width, height), image, shown)

@@ -16,8 +16,7 @@ from vlmdata.dedup import ImageLinks, Signatures
 from vlmdata.dedup.signatures import normalize_text
 from vlmdata.pages.html import Html, count_of, cut, tag
 from vlmdata.report.staged_rows import StagedRows, show_row
-from vlmdata.shards import open_shard
-from vlmdata.stage import StagedFiles, StagedSet
+from vlmdata.stage import StagedFiles, StagedSet, open_staged
 
 __all__ = ["Conflict", "find_conflicts", "render_conflicts"]
 
@@ -96,7 +95,7 @@ def _read_messages(stage: Path, staged: StagedSet, places: npt.NDArray[np.int64]
     for partition in staged.partitions:
         if partition.kept and np.searchsorted(places, first) < np.searchsorted(places, first + partition.kept):
             begin = first
-            for batch in open_shard(StagedFiles(stage, partition.number).rows):
+            for batch in open_staged(StagedFiles(stage, partition.number)):
                 mine = places[np.searchsorted(places, begin) : np.searchsorted(places, begin + batch.num_rows)]
                 messages = batch.column("messages").take(cast(Any, pa.array(mine - begin)))
                 yield from cast("list[list[dict[str, Any]]]", messages.to_pylist())

@@ -10,8 +10,7 @@ import numpy as np
 
 from vlmdata.pages.html import Child, Html, cut, tag
 from vlmdata.pages.pictures import show_stored
-from vlmdata.shards import open_shard
-from vlmdata.stage import StagedFiles, StagedSet
+from vlmdata.stage import StagedFiles, StagedSet, open_staged, take_in
 
 __all__ = ["StagedRows", "show_row"]
 
@@ -36,9 +35,9 @@ class StagedRows:
         partition = int(np.searchsorted(self._staged.first_row, place, side="right")) - 1
         at = place - int(self._staged.first_row[partition])
         number = self._staged.partitions[partition].number
-        for batch in open_shard(StagedFiles(self._folder, number).rows):
+        for batch in open_staged(StagedFiles(self._folder, number)):
             if at < batch.num_rows:
-                return dict(batch.slice(at, 1).to_pylist()[0])
+                return dict(take_in(batch.slice(at, 1)).to_pylist()[0])
             at -= batch.num_rows
         raise IndexError(f"no staged row {place}")
 

@@ -29,10 +29,11 @@ _BASE64_MIN_CHARS = 256
 
 @dataclass(frozen=True, slots=True)
 class LoadedImage:
-    """An encoded image file and the name it goes by in the shard."""
+    """An encoded image file, the name it goes by in the shard, and the path of the local file it was read from."""
 
     data: bytes
     name: str | None
+    file: str | None = None
 
 
 def is_url(location: str) -> bool:
@@ -133,7 +134,7 @@ class ImageLoader:
             return Problem("image_missing", f"no file {location[:200]!r} under the image root")
         except OSError as error:
             return Problem("image_unreadable", f"{location[:200]!r}: {error.strerror}")
-        return LoadedImage(data, real[len(inside_of) :] if inside else os.path.basename(real))
+        return LoadedImage(data, real[len(inside_of) :] if inside else os.path.basename(real), real)
 
     def _resolve(self, location: str) -> str:
         """The real path of a file; that of its folder, which many files share, is looked up once."""

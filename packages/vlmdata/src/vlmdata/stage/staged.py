@@ -1,6 +1,6 @@
 """The files of a staged partition: its shard rows, what deduplication needs of them, and a marker written last.
 
-    part-000000012.rows.arrow        kept rows, in the columns of the contract
+    part-000000012.rows.arrow        kept rows; where images lie that are not in them
     part-000000012.signatures.arrow  for each of them its text hash, its group and the hashes of its images
     part-000000012.thumbnails        one small grey copy after the other, in the order of the images
     part-000000012.json              the marker: key, rejected rows, the state of every image file that was read
@@ -69,6 +69,7 @@ class WorkSettings:
         input: where images may lie.
         images: what is made of them.
         keep_rows: whether the rows themselves are staged; a check does without.
+        leave_originals: whether images that are stored as they came stay in their local files until shards are written.
         node_folder: where the folder is remote, a local one for files until they are whole.
     """
 
@@ -77,6 +78,7 @@ class WorkSettings:
     input: InputConfig
     images: ImageConfig
     keep_rows: bool = True
+    leave_originals: bool = False
     node_folder: Path | None = None
 
     def work_files(self, number: int) -> StagedFiles:
@@ -131,7 +133,7 @@ class StagedFiles:
 
     @property
     def rows(self) -> Path:
-        """The kept rows, an Arrow stream of the contract's schema."""
+        """The kept rows, an Arrow stream of `originals.STAGED_SCHEMA`."""
         return self._path("rows.arrow")
 
     @property

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -16,11 +17,12 @@ from vlmdata.formats import Placement, Reading, convert_row, encode_meta, fit_to
 from vlmdata.images import ImageProblem, PreparedImage
 from vlmdata.locations import copy_file
 from vlmdata.sample import Problem, RawRow, Rejection, Sample, StoredImage
-from vlmdata.schema import ARROW_SCHEMA, ImageInfoRow, Row
+from vlmdata.schema import ImageInfoRow
 from vlmdata.shard_writer import rows_to_batch
 from vlmdata.sources.image_bytes import ImageLoader, LoadedImage
 from vlmdata.sources.stamps import are_unchanged
 from vlmdata.stage.conversations import hash_prompt, hash_system, list_spoken
+from vlmdata.stage.originals import STAGED_SCHEMA, OriginalRow, StagedRow
 from vlmdata.stage.prefetch import load_images
 from vlmdata.stage.remembered import RememberedImages
 from vlmdata.stage.staged import (
@@ -79,6 +81,15 @@ def _encode_other(value: Any) -> str:
 _ROW_ENCODER = json.JSONEncoder(default=_encode_other)
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A picture of a row, the name of its file, and where it lies if it stays there."""
+
+    image: PreparedImage
+    name: str | None
+    original: OriginalRow | None
+
+
 class _Partition:
     """The state of one partition while it is worked on."""
 
@@ -89,7 +100,7 @@ class _Partition:
         self._loader = ImageLoader(settings.input, task.image_base, settings.images.max_image_bytes)
         self._rejections: list[Rejection] = []
         self._content = xxhash.xxh3_128()
-        self._rows: list[Row] = []
+        self._rows: list[StagedRow] = []
         self._row_bytes = 0
         self._signatures: list[dict[str, Any]] = []
         self._kept = 0
@@ -101,7 +112,7 @@ class _Partition:
         with (
             self._files.position.open("wb", buffering=0) as position,
             self._files.thumbnails.open("wb") as thumbnails,
-            pa.ipc.new_stream(str(self._files.rows), ARROW_SCHEMA) as stream,
+            pa.ipc.new_stream(str(self._files.rows), STAGED_SCHEMA) as stream,
         ):
             for at, sample, loaded in load_images(self._convert_all(), self._loader):
                 os.pwrite(position.fileno(), struct.pack("<q", at), 0)
@@ -109,12 +120,12 @@ class _Partition:
                 if isinstance(prepared, Problem):
                     self._reject(at, "images", prepared, sample.id)
                     continue
-                placements = [[_place(page) for page in pages] for pages, _ in prepared]
+                placements = [[_place(shown.image) for shown in pages] for pages in prepared]
                 if problem := fit_to_images(sample, placements, self._task.reading.texts.box_format):
                     self._reject(at, "formats", problem, sample.id)
                     continue
-                shown = [(page, name) for pages, name in prepared for page in pages]
-                thumbnails.writelines(image.thumbnail for image, _ in shown)
+                shown = [each for pages in prepared for each in pages]
+                thumbnails.writelines(each.image.thumbnail for each in shown)
                 self._add(sample, shown, at)
                 if self._row_bytes >= _FLUSH_BYTES:
                     self._flush(stream)
@@ -152,29 +163,29 @@ class _Partition:
                 else:
                     self._reject(at, "formats", sample)
 
-    def _prepare_all(
-        self, sample: Sample, loaded: list[LoadedImage | Problem]
-    ) -> list[tuple[list[PreparedImage], str | None]] | Problem:
-        """Return the pages of each image and the name of its file."""
-        prepared: list[tuple[list[PreparedImage], str | None]] = []
+    def _prepare_all(self, sample: Sample, loaded: list[LoadedImage | Problem]) -> list[list[_Shown]] | Problem:
+        """Return the pages of each image."""
+        prepared: list[list[_Shown]] = []
         for i, image in enumerate(loaded):
             if isinstance(image, Problem):
                 return _at_image(image, i, len(loaded))
-            outcome = self._prepare(image.data)
+            content, outcome = _REMEMBERED.prepare(image.data, self._settings.images)
+            self._content.update(content.encode())
             if isinstance(outcome, ImageProblem):
                 return _at_image(Problem(outcome.reason, outcome.detail), i, len(loaded))
-            prepared.append((outcome, image.name))
+            leaves = self._settings.leave_originals and len(outcome) == 1
+            original = _find_original(outcome[0], image.file, content) if leaves else None
+            prepared.append([_Shown(page, image.name, original) for page in outcome])
         return prepared
 
-    def _prepare(self, data: bytes) -> list[PreparedImage] | ImageProblem:
-        content, outcome = _REMEMBERED.prepare(data, self._settings.images)
-        self._content.update(content.encode())
-        return outcome
-
-    def _add(self, sample: Sample, prepared: list[tuple[PreparedImage, str | None]], at: int) -> None:
+    def _add(self, sample: Sample, prepared: list[_Shown], at: int) -> None:
         if self._settings.keep_rows:
-            stored = [StoredImage(image.data, name, _describe(image)) for image, name in prepared]
-            self._rows.append(sample.to_row(stored, encode_meta(sample)))
+            stored = [
+                StoredImage(b"" if each.original else each.image.data, each.name, _describe(each.image))
+                for each in prepared
+            ]
+            row = sample.to_row(stored, encode_meta(sample))
+            self._rows.append({**row, "originals": [each.original for each in prepared]})
             self._row_bytes += sum(len(image.data) for image in stored)
         texts = [text for message in sample.messages for text in list_spoken(message)]
         raw = self._task.rows[at][1]
@@ -187,7 +198,7 @@ class _Partition:
                 "text_length": sum(map(len, texts)),
                 "prompt_hash": hash_prompt(sample.messages),
                 "system_hash": hash_system(sample.messages),
-                "images": [_sign(image) for image, _ in prepared],
+                "images": [_sign(each.image) for each in prepared],
             }
         )
         self._kept += 1
@@ -195,7 +206,7 @@ class _Partition:
 
     def _flush(self, stream: pa.RecordBatchStreamWriter) -> None:
         if self._rows:
-            stream.write_batch(rows_to_batch(self._rows))
+            stream.write_batch(rows_to_batch(self._rows, STAGED_SCHEMA))
         self._rows, self._row_bytes = [], 0
 
 
@@ -213,6 +224,14 @@ def _convert(row: RawRow, index: int, source: str, reading: Reading) -> Sample |
 
 def _at_image(problem: Problem, position: int, count: int) -> Problem:
     return problem if count == 1 else Problem(problem.reason, f"image {position + 1} of {count}: {problem.detail}")
+
+
+def _find_original(image: PreparedImage, file: str | None, content: str) -> OriginalRow | None:
+    """Where the bytes of a picture are to be had again: in its local file, if that is what is stored."""
+    if file is None or image.action not in ("stored", "stripped"):
+        return None
+    strip = image.format if image.action == "stripped" else None
+    return {"path": file, "digest": bytes.fromhex(content), "size": len(image.data), "strip": strip}
 
 
 def _place(image: PreparedImage) -> Placement:
