@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from io import IOBase
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
@@ -41,7 +44,12 @@ _ROW_OVERHEAD_BYTES = 512
 # From here on hashing takes longer than handing it to a thread.
 _THREADED_BYTES = 1 << 18
 
+# Each takes up to four record batches of memory, and most of a core.
+SHARDS_AT_ONCE = min(4, os.cpu_count() or 1)
+
 _List: TypeAlias = "pa.ListArray[Any]"
+# What becomes one record batch.
+_Pieces: TypeAlias = list[pa.RecordBatch]
 _Int64s: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 
 
@@ -113,8 +121,10 @@ def sum_by_list(values: _Int64s, lists: _List) -> _Int64s:
 class SplitWriter:
     """Writes rows in the order given to `FOLDER/NAME/data-00000-of-0000N.arrow`.
 
-    Shards carry a temporary name until `close`, which knows how many there are. Used as a context manager, it closes
-    the open file when an exception passes, and leaves the temporary files to whoever owns the folder.
+    Rows are cut into batches and shards as they come, and whole shards are written, several at once, by threads: until
+    then they are only held, so that they had better be views of mapped files. Shards carry a temporary name until
+    `close`, which knows how many there are. Used as a context manager, it waits for its threads when an exception
+    passes, and leaves the temporary files to whoever owns the folder.
 
     Args:
         folder: the built folder (or the place where it is being put together).
@@ -133,25 +143,21 @@ class SplitWriter:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._shard_bytes = shard_bytes
         self._batch_bytes = min(BATCH_BYTES, shard_bytes)
-        self._pending: list[pa.RecordBatch] = []
+        self._pending: _Pieces = []
         self._pending_rows = 0
         self._pending_bytes = 0
-        self._shards: list[tuple[Path, int, int, str]] = []
-        self._sink: _HashingFile | None = None
-        self._stream: pa.RecordBatchStreamWriter | None = None
-        self._shard_rows = 0
-        self._shard_filled_bytes = 0
-        # one batch is written, and hashed meanwhile, while the next is put together
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="shard")
-        self._writing: Future[None] | None = None
+        self._batches: list[_Pieces] = []
+        self._filled_bytes = 0
+        self._shards: list[Future[ShardEntry]] = []
+        self._threads = ThreadPoolExecutor(SHARDS_AT_ONCE, thread_name_prefix="shard")
+        self._stopped = threading.Event()
 
     def __enter__(self) -> SplitWriter:
         return self
 
     def __exit__(self, exception_type: object, *_: object) -> None:
-        self._threads.shutdown()
-        if self._sink is not None:
-            self._sink.close()
+        self._stopped.set()
+        self._threads.shutdown(cancel_futures=True)
 
     def write_rows(self, rows: Iterable[Row | Mapping[str, Any]]) -> None:
         """Append Python rows."""
@@ -172,7 +178,7 @@ class SplitWriter:
             full = self._pending_rows == BATCH_ROWS or self._pending_bytes + size > self._batch_bytes
             if full and self._pending_rows:
                 self._hold(batch, begin, i)
-                self._flush()
+                self._end_batch()
                 begin = i
             self._pending_rows += 1
             self._pending_bytes += size
@@ -182,22 +188,22 @@ class SplitWriter:
         """Return about how many bytes each row of a batch will take."""
         return measure_rows(batch)
 
-    def finish(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Return rows as they are written, of the contract's schema."""
-        return batch
+    def finisher(self) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+        """Return what makes rows of one shard, batch by batch, those of the contract."""
+        return lambda batch: batch
 
     def close(self) -> SplitEntry:
         """Write what is pending, give the shards their final names, and return the split's entry of the manifest."""
-        self._flush()
-        if not self._shards and self._stream is None:
-            self._open_shard()
-        self._close_shard()
+        self._end_batch()
+        if self._batches or not self._shards:
+            self._end_shard()
+        shards = [future.result() for future in self._shards]
         self._threads.shutdown()
         entries = []
-        for i, (path, rows, size, sha256) in enumerate(self._shards):
-            final = self._directory / f"data-{i:05d}-of-{len(self._shards):05d}.arrow"
-            path.rename(final)
-            entries.append(ShardEntry(file=f"{self.name}/{final.name}", rows=rows, bytes=size, sha256=sha256))
+        for i, shard in enumerate(shards):
+            final = f"data-{i:05d}-of-{len(shards):05d}.arrow"
+            (self._directory / shard.file).rename(self._directory / final)
+            entries.append(replace(shard, file=f"{self.name}/{final}"))
         entry = SplitEntry(rows=sum(shard.rows for shard in entries), shards=tuple(entries))
         _write_split_files(self._directory, self.name, entry)
         return entry
@@ -206,43 +212,53 @@ class SplitWriter:
         if end > begin:
             self._pending.append(batch.slice(begin, end - begin))
 
-    def _flush(self) -> None:
+    def _end_batch(self) -> None:
         if not self._pending:
             return
-        # take, unlike a slice, builds new buffers: what lay beside the rows in their old file leaves no trace
-        fresh = pa.Table.from_batches(self._pending, schema=self.schema).combine_chunks().to_batches()
-        batch = self.finish(fresh[0].take(pa.array(range(self._pending_rows), pa.int32())))
-        self._finish_write()
-        if self._stream is not None and self._shard_filled_bytes >= self._shard_bytes:
-            self._close_shard()
-        if self._stream is None:
-            self._open_shard()
-        assert self._stream is not None
-        self._writing = self._threads.submit(self._stream.write_batch, batch)
-        self._shard_rows += self._pending_rows
-        self._shard_filled_bytes += self._pending_bytes
+        if self._filled_bytes >= self._shard_bytes:
+            self._end_shard()
+        self._batches.append(self._pending)
+        self._filled_bytes += self._pending_bytes
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
 
-    def _finish_write(self) -> None:
-        writing, self._writing = self._writing, None
+    def _end_shard(self) -> None:
+        while len(running := [future for future in self._shards if not future.done()]) >= SHARDS_AT_ONCE:
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                done.result()
+        path = self._directory / f"data-{len(self._shards):05d}.arrow.part"
+        self._shards.append(
+            self._threads.submit(_write_shard, path, self._batches, self.schema, self.finisher(), self._stopped)
+        )
+        self._batches, self._filled_bytes = [], 0
+
+
+def _write_shard(
+    path: Path,
+    batches: Sequence[_Pieces],
+    schema: pa.Schema,
+    finish: Callable[[pa.RecordBatch], pa.RecordBatch],
+    stopped: threading.Event,
+) -> ShardEntry:
+    """Write a shard, each batch while the next is put together; nobody asks for what is left when `stopped` is set."""
+    rows = 0
+    writing: Future[None] | None = None
+    with path.open("wb") as file, ThreadPoolExecutor(2, thread_name_prefix="write") as threads:
+        sink = _HashingFile(file, threads)
+        stream = pa.ipc.new_stream(pa.PythonFile(cast(IOBase, sink), mode="w"), ARROW_SCHEMA)
+        for pieces in batches:
+            if stopped.is_set():
+                break
+            # take, unlike a slice, builds new buffers: what lay beside the rows in their old file leaves no trace
+            fresh = pa.Table.from_batches(pieces, schema=schema).combine_chunks().to_batches()[0]
+            batch = finish(fresh.take(cast(Any, pa.array(range(fresh.num_rows), pa.int32()))))
+            if writing is not None:
+                writing.result()
+            writing = threads.submit(stream.write_batch, batch)
+            rows += batch.num_rows
         if writing is not None:
             writing.result()
-
-    def _open_shard(self) -> None:
-        path = self._directory / f"data-{len(self._shards):05d}.arrow.part"
-        self._sink = _HashingFile(path.open("wb"), self._threads)
-        self._stream = pa.ipc.new_stream(pa.PythonFile(cast(IOBase, self._sink), mode="w"), ARROW_SCHEMA)
-        self._shard_rows = self._shard_filled_bytes = 0
-
-    def _close_shard(self) -> None:
-        self._finish_write()
-        if self._stream is None or self._sink is None:
-            return
-        path = self._directory / f"data-{len(self._shards):05d}.arrow.part"
-        self._stream.close()
-        self._sink.close()
-        self._shards.append((path, self._shard_rows, self._sink.size, self._sink.digest.hexdigest()))
-        self._stream = self._sink = None
+        stream.close()
+    return ShardEntry(file=path.name, rows=rows, bytes=sink.size, sha256=sink.digest.hexdigest())
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -76,29 +77,30 @@ def open_staged(files: StagedFiles) -> list[pa.RecordBatch]:
 
 
 class StagedSplitWriter(SplitWriter):
-    """Writes staged rows, whose images it takes in batch by batch.
-
-    Two pieces of memory take turns: one batch is written while the next is read. New memory for each would cost as much
-    as reading.
-    """
+    """Writes staged rows, whose images it takes in batch by batch."""
 
     schema = STAGED_SCHEMA
-    _spare = np.empty(0, np.uint8)
-    _in_use = np.empty(0, np.uint8)
 
     def measure(self, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
         """Return about how many bytes each row will take."""
         originals = cast("pa.ListArray[Any]", batch.column("originals"))
         return measure_rows(batch) + sum_by_list(_sizes(cast(pa.StructArray, originals.flatten())), originals)
 
-    def finish(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Return the rows with the bytes of all their images."""
-        return take_in(batch, self._reserve)
+    def finisher(self) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+        """Return what takes in the images of one shard's batches."""
+        return partial(take_in, reserve=_TakingTurns())
 
-    def _reserve(self, size: int) -> pa.Buffer:
-        if len(self._spare) < size:
-            self._spare = np.empty(size, np.uint8)
-        self._spare, self._in_use = self._in_use, self._spare
+
+class _TakingTurns:
+    """Two pieces of memory: one batch is written while the next is read. New ones would cost as much as reading."""
+
+    def __init__(self) -> None:
+        self._in_use = self._spare = np.empty(0, np.uint8)
+
+    def __call__(self, size: int) -> pa.Buffer:
+        self._in_use, self._spare = self._spare, self._in_use
+        if len(self._in_use) < size:
+            self._in_use = np.empty(size, np.uint8)
         return pa.py_buffer(cast(Any, self._in_use[:size]))
 
 
