@@ -204,8 +204,8 @@ class OutputConfig:
     overwrite: bool = False
     """Replace a folder that was built with other options."""
     keep_stage: bool = True
-    """Keep the prepared rows in OUT/.stage, so that a build after a change redoes only what changed; takes about the
-    space of the shards once more. Not where --out is a URL."""
+    """Keep the prepared rows in OUT/.stage, so that a build after a change redoes only what changed; takes the space of
+    all resized images, and on a Ray cluster of all images, once more. Not where --out is a URL."""
     scratch: Path | None = None
     """Folder for the unfinished work of a build whose --out is a URL [default: builds, in the cache folder]."""
     engine: Literal["local", "ray"] = "local"

@@ -93,7 +93,8 @@ class Manifest:
 def write_json_atomically(path: Path, value: Any, *, durable: bool = True) -> None:
     """Write `value` as JSON so that a reader sees the old file or the whole new one.
 
-    With `durable` this holds after a power cut too, at the price of waiting for the disk.
+    With `durable` this holds after a power cut too, at the price of waiting for the disk; what is not, is for programs
+    alone and written without line breaks, several times as fast.
     """
     if is_remote(path):
         # object stores show a new object when all of it has come, and only then
@@ -102,8 +103,7 @@ def write_json_atomically(path: Path, value: Any, *, durable: bool = True) -> No
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, ensure_ascii=False, indent=1)
-            file.write("\n")
+            file.write(json.dumps(value, ensure_ascii=False, indent=1 if durable else None) + "\n")
             file.flush()
             if durable:
                 os.fsync(file.fileno())

@@ -90,10 +90,9 @@ def normalize_text(text: str) -> str:
 
 def hash_texts(texts: Iterable[str]) -> bytes:
     """A 128-bit hash of a conversation's texts in order (roles and image places included by the caller), normalised."""
-    digest = hashlib.blake2b(digest_size=TEXT_HASH_BYTES)
+    pieces = []
     for text in texts:
         encoded = normalize_text(text).encode("utf-8", "surrogatepass")
         # The length in front keeps ("ab", "c") and ("a", "bc") apart.
-        digest.update(len(encoded).to_bytes(8, "little"))
-        digest.update(encoded)
-    return digest.digest()
+        pieces += [len(encoded).to_bytes(8, "little"), encoded]
+    return hashlib.blake2b(b"".join(pieces), digest_size=TEXT_HASH_BYTES).digest()
