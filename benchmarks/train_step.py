@@ -92,7 +92,7 @@ def run_recipe(recipe: str, model: Path, data: Path, out: Path, options: argpars
     if options.held_out:
         result["held_out_loss"] = measure_held_out(Path(f"{out}-adapter"), data, options)
     result |= {"recipe": recipe, "whole_seconds": time.monotonic() - began, "load_in": options.load_in}
-    result["profiled"] = options.profile and name == "vlmtrain"
+    result["profiled"] = name == "vlmtrain" and (options.profile or "--profile-steps" in extra)
     return result
 
 

@@ -110,7 +110,7 @@ def _choose_compilation(config: FitConfig, backend: Backend, loaded: LoadedModel
     device = next(loaded.model.parameters()).device
     trained = any(part_of(name) == "vision" for name, each in loaded.model.named_parameters() if each.requires_grad)
     if wanted == "on" or (wanted == "auto" and device.type == "cuda" and trained):
-        blocks = compile_vision_blocks(loaded.model, say, inlining=backend.inlining)
+        blocks = compile_vision_blocks(loaded.model, say, make_traceable=backend.make_traceable)
         say(f"vision tower: its {blocks} blocks are compiled before the first step")
 
 

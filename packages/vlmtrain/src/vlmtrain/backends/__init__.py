@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -67,8 +67,15 @@ class Backend(Protocol):
             `(B, K, H)` last hidden states and the head, or `(B, K, V)` scores and the identity.
         """
 
-    def inlining(self) -> contextlib.AbstractContextManager[None]:
-        """Within, blocks that are being compiled are traced through whatever the backend put in their place."""
+    def make_traceable(self, classes: Iterable[type]) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        """Readies classes of modules for compilation.
+
+        Args:
+            classes: Of the modules that a compiled block consists of.
+
+        Returns:
+            What to enter around each call of a compiled block.
+        """
 
     def prepare_inference(self, loaded: LoadedModel) -> None:
         """Switches the model to generation."""

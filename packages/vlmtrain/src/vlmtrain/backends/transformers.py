@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ __all__ = [
     "NAME",
     "add_adapter",
     "checkpointing_arguments",
-    "inlining",
     "load_model",
     "make_collator",
+    "make_traceable",
     "prepare_inference",
     "prepare_training",
     "save_merged",
@@ -175,9 +175,9 @@ def score_supervised(model: Any, inputs: dict[str, Any], positions: Any) -> tupl
     return model(**inputs, logits_to_keep=positions, use_cache=False).logits, torch.nn.Identity()
 
 
-def inlining() -> contextlib.AbstractContextManager[None]:
-    """Nothing; see `vlmtrain.backends.Backend`."""
-    return contextlib.nullcontext()
+def make_traceable(classes: Iterable[type]) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Has nothing to do; see `vlmtrain.backends.Backend`."""
+    return contextlib.nullcontext
 
 
 def checkpointing_arguments(config: FitConfig) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import unsloth
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ __all__ = [
     "NAME",
     "add_adapter",
     "checkpointing_arguments",
-    "inlining",
     "load_model",
     "make_collator",
+    "make_traceable",
     "prepare_inference",
     "prepare_training",
     "save_merged",
@@ -175,9 +175,19 @@ def score_supervised(model: Any, inputs: dict[str, Any], positions: Any) -> tupl
     return hidden.to(head.weight.dtype), head
 
 
+def make_traceable(classes: Iterable[type]) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Makes Unsloth's functions traceable as it does for its own blocks; see `vlmtrain.backends.Backend`."""
+    from unsloth.models._block_compile import _rebind_class
+
+    for each in classes:
+        # torch looks a function's globals up by its module's name, where those of generated code are not
+        _rebind_class(each)
+    return _inlining
+
+
 @contextlib.contextmanager
-def inlining() -> Iterator[None]:
-    """Makes Unsloth's attention functions traceable, as it does for its own blocks; see `vlmtrain.backends.Backend`."""
+def _inlining() -> Iterator[None]:
+    """Within, attention that Unsloth keeps from being compiled is traced."""
     from unsloth_zoo.temporary_patches.utils import UNSLOTH_DECODE_COMPILE
 
     [before] = UNSLOTH_DECODE_COMPILE

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,14 +20,15 @@ from vlmtrain.loaded import base_of
 
 __all__ = ["compile_vision_blocks"]
 
-Inlining = Callable[[], contextlib.AbstractContextManager[None]]
+Tracing = Callable[[], contextlib.AbstractContextManager[None]]
+MakeTraceable = Callable[[Iterable[type]], Tracing]
 
 
 def compile_vision_blocks(
     model: Any,
     say: Callable[[str], None],
     *,
-    inlining: Inlining = contextlib.nullcontext,
+    make_traceable: MakeTraceable,
     backend: str = "inductor",
 ) -> int:
     """Compiles the blocks of a model's vision tower, for training; elsewhere they stay what they are.
@@ -35,7 +36,7 @@ def compile_vision_blocks(
     Args:
         model: A transformers or peft model, its adapters in place.
         say: Prints a line: where a block cannot be compiled, it goes on as it was.
-        inlining: Entered around each call of a compiled block; see `vlmtrain.backends.Backend`.
+        make_traceable: Of the backend; see `vlmtrain.backends.Backend`.
         backend: Of torch.compile.
 
     Returns:
@@ -46,13 +47,14 @@ def compile_vision_blocks(
         if isinstance(stack, torch.nn.ModuleList) and part_of(name) == "vision" and len(set(map(type, stack))) == 1:
             kinds.setdefault(type(stack[0]), []).extend(stack)
     for kind, blocks in kinds.items():
-        forward = _compiled(kind, say, inlining, backend)
+        tracing = make_traceable({type(module) for block in blocks for module in block.modules()})
+        forward = _compiled(kind, say, tracing, backend)
         for block in blocks:
             block.forward = types.MethodType(forward, block)
     return sum(map(len, kinds.values()))
 
 
-def _compiled(kind: Any, say: Callable[[str], None], inlining: Inlining, backend: str) -> Callable[..., Any]:
+def _compiled(kind: Any, say: Callable[[str], None], tracing: Tracing, backend: str) -> Callable[..., Any]:
     """The forward of a kind of blocks: compiled while it trains, and as long as that works."""
     plain = kind.forward
     # Sizes are symbols from the start: pictures differ, and a graph for each would take minutes.
@@ -65,7 +67,7 @@ def _compiled(kind: Any, say: Callable[[str], None], inlining: Inlining, backend
         if gave_up or not block.training:
             return plain(block, *args, **kwargs)
         try:
-            with inlining():
+            with tracing():
                 return compiled(block, *args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
             gave_up = True
