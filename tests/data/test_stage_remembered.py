@@ -51,6 +51,22 @@ def test_what_was_not_asked_for_lately_is_forgotten(decoded: list[bytes]) -> Non
     assert decoded == [files[i] for i in (0, 1, 2, 1)]
 
 
+def test_pictures_that_are_stored_as_they_came_are_remembered_without_their_bytes(decoded: list[bytes]) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    files = []
+    for options in ({}, {"exif": exif}):
+        for seed in range(20):
+            buffer = io.BytesIO()
+            Image.radial_gradient("L").rotate(seed * 9).resize((300, 300)).save(buffer, "JPEG", quality=98, **options)
+            files.append(buffer.getvalue())
+    images = RememberedImages(limit_bytes=len(files) * 6000)
+    first, again = ([images.prepare(data, ImageConfig()) for data in files] for _ in range(2))
+    assert sum(map(len, files)) > 2 * len(files) * 6000
+    assert first == again
+    assert len(decoded) == len(files)
+
+
 def test_files_that_give_no_picture_are_not_tried_again(decoded: list[bytes]) -> None:
     images = RememberedImages(limit_bytes=1)
     first, again = (images.prepare(b"no image", ImageConfig())[1] for _ in range(2))

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import xxhash
 from PIL import Image
 
-from vlmdata.images.pixels import iterate_pixels, read_levels
+from vlmdata.images.pixels import iterate_pixels
 
 __all__ = [
     "PHASH_BYTES",
@@ -107,14 +107,14 @@ def fingerprint_apart(luma: Image.Image, luma_size: _Size, image: Image.Image, s
 
 
 def _sign(grey: Image.Image, grey_box: _Box, image: Image.Image, box: _Box) -> Fingerprint:
-    levels = read_levels(grey.resize((GREY_SIDE, GREY_SIDE), _FILTER, box=grey_box))
+    copy = grey.resize((GREY_SIDE, GREY_SIDE), _FILTER, box=grey_box).tobytes()
     color = _NEUTRAL_COLOR
     if image.mode != "L":
         cells = image.resize((COLOR_SIDE, COLOR_SIDE), Image.Resampling.BOX, box=box)
         pixels = (cells if cells.mode == "YCbCr" else cells.convert("YCbCr")).tobytes()
         color = pixels[1::3] + pixels[2::3]
-    phash, strength = perceptual_hash(levels)
-    return Fingerprint(phash, levels.tobytes() + color, strength)
+    phash, strength = perceptual_hash(np.frombuffer(copy, np.uint8).reshape(GREY_SIDE, GREY_SIDE))
+    return Fingerprint(phash, copy + color, strength)
 
 
 def read_grey(image: Image.Image) -> Image.Image:

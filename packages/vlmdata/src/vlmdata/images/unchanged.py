@@ -25,7 +25,7 @@ __all__ = ["Unchanged", "read_unchanged"]
 # One and a half times the side of the small copy that fingerprints are made from.
 _LEAST_SIDE = 96
 # Of the hash's coefficients, the sharpest step in the small picture; above it, folded detail moves too many bits.
-_MAX_STEP = 0.03
+_MAX_STEP = 0.026
 
 
 @dataclass(frozen=True, slots=True)
