@@ -248,9 +248,9 @@ def _write_shard(
         for pieces in batches:
             if stopped.is_set():
                 break
-            # take, unlike a slice, builds new buffers: what lay beside the rows in their old file leaves no trace
-            fresh = pa.Table.from_batches(pieces, schema=schema).combine_chunks().to_batches()[0]
-            batch = finish(fresh.take(cast(Any, pa.array(range(fresh.num_rows), pa.int32()))))
+            # Joining, even of one slice, makes new buffers: what lay beside the rows in their old file stays behind.
+            columns = [pa.concat_arrays([piece.column(i) for piece in pieces]) for i in range(len(schema))]
+            batch = finish(pa.RecordBatch.from_arrays(columns, schema=schema))
             if writing is not None:
                 writing.result()
             writing = threads.submit(stream.write_batch, batch)
