@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 __all__ = [
     "coded_picture",
     "is_8bit_png",
     "is_lossy",
-    "scales_exactly",
+    "jpeg_size",
+    "scalable_mode",
     "split_jpeg",
     "strip_jpeg",
     "strip_metadata",
@@ -75,10 +77,21 @@ def split_jpeg(data: bytes) -> list[bytes] | None:
     if not data.startswith(_JPEG_START_OF_IMAGE):
         return None
     kept = [_JPEG_START_OF_IMAGE]
+    for marker, segment in _walk_jpeg(data):
+        if marker is None:
+            return None
+        if _is_needed_by_pixels(marker, segment):
+            kept.append(_without_jfif_preview(segment) if marker == _JFIF else segment)
+    kept.append(_JPEG_END_OF_IMAGE)
+    return kept
+
+
+def _walk_jpeg(data: bytes) -> Iterator[tuple[int | None, bytes]]:
+    """Yield the marker and the bytes of each segment up to the end of the image; None where it is not found."""
     position = 2
     while position + 4 <= len(data):
         if data[position] != 0xFF:
-            return None
+            break
         marker = data[position + 1]
         if marker == 0xFF:
             position += 1
@@ -87,20 +100,26 @@ def split_jpeg(data: bytes) -> list[bytes] | None:
             break
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         if end > len(data):
-            return None
+            break
         if marker == _JPEG_START_OF_SCAN:
             found = _JPEG_MARKER_AFTER_SCAN.search(data, end)
             if found is None:
-                return None
+                break
             end = found.start()
-        segment = data[position:end]
-        if _is_needed_by_pixels(marker, segment):
-            kept.append(_without_jfif_preview(segment) if marker == _JFIF else segment)
+        yield marker, data[position:end]
         position = end
     if data[position : position + 2] != _JPEG_END_OF_IMAGE:
-        return None
-    kept.append(_JPEG_END_OF_IMAGE)
-    return kept
+        yield None, b""
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) in px by the header of a JPEG file, None where that is not to be found."""
+    for marker, segment in _walk_jpeg(data):
+        if marker in _JPEG_FRAMES and len(segment) >= 9:
+            return int.from_bytes(segment[7:9], "big"), int.from_bytes(segment[5:7], "big")
+        if marker is None or marker == _JPEG_START_OF_SCAN:
+            break
+    return None
 
 
 def coded_picture(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -109,20 +128,21 @@ def coded_picture(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield piece[:2] if piece[1] == _JFIF else piece
 
 
-def scales_exactly(pieces: Sequence[bytes]) -> bool:
-    """Whether a decoder reads a JPEG file at a fraction of its size as it does at full size, errors included.
+def scalable_mode(pieces: Sequence[bytes]) -> Literal["L", "YCbCr"] | None:
+    """What a JPEG file holds, where a decoder reads it at a fraction of its size as it does at full size, errors too.
 
     That takes one grey component, or luma and two of chroma, of 8 bits, Huffman-coded, with one of the usual samplings:
     others are refused, or decoded in another way, at one of the sizes only.
     """
     frames = [piece for piece in pieces if piece[1] in _JPEG_FRAMES]
     if len(frames) != 1 or frames[0][1] not in _HUFFMAN_DCT_FRAMES or len(frames[0]) < 13 or frames[0][4] != 8:
-        return False
+        return None
     names, samplings = frames[0][10::3], frames[0][11::3]
     if frames[0][9] == 1:
-        return len(samplings) == 1
+        return "L" if len(samplings) == 1 else None
     has_chroma = names == b"\1\2\3" and not any(piece[1] == _ADOBE and piece[-1:] == b"\0" for piece in pieces)
-    return has_chroma and samplings[:1] in _USUAL_SAMPLINGS and samplings[1:] == b"\x11\x11"
+    usual = samplings[:1] in _USUAL_SAMPLINGS and samplings[1:] == b"\x11\x11"
+    return "YCbCr" if has_chroma and usual else None
 
 
 def _is_needed_by_pixels(marker: int, segment: bytes) -> bool:

@@ -14,10 +14,10 @@ from PIL import Image
 
 from vlmdata.config import ImageConfig
 from vlmdata.images.color import read_orientation, to_srgb
-from vlmdata.images.containers import coded_picture, scales_exactly, split_jpeg
+from vlmdata.images.containers import coded_picture, jpeg_size, scalable_mode, split_jpeg
 from vlmdata.images.decoding import JPEG_START, open_image
 from vlmdata.images.fingerprint import Fingerprint, fingerprint_apart, hash_code, read_grey, sharpest_step
-from vlmdata.images.geometry import plan_layout
+from vlmdata.images.geometry import check_size, plan_layout
 from vlmdata.images.pixels import read_levels
 
 __all__ = ["Unchanged", "read_unchanged"]
@@ -51,61 +51,76 @@ def read_unchanged(data: bytes, config: ImageConfig) -> Unchanged | None:
     """Read a JPEG file through a `decoder_session`.
 
     Returns:
-        None where all of its pixels are needed: because it is no JPEG, because something has to be done to them, or
-        because the picture is too flat to be told by anything else.
+        None where all of its pixels are needed: because it is no JPEG, because something has to be done to them,
+        because the picture is too flat to be told by anything else, or to find out what is wrong with it.
 
     Raises:
         ImageError: The config refuses the picture.
-        Exception: Whatever Pillow and the libraries below it raise on a bad file, as decoding in full would.
+        Exception: Whatever Pillow and the libraries below it raise on bad metadata, as decoding in full would.
     """
-    if not data.startswith(JPEG_START):
+    size = jpeg_size(data) if data.startswith(JPEG_START) else None
+    if size is None or 0 in size or size[0] * size[1] > config.max_pixels:
         return None
-    image = open_image(data, config)
-    size = image.size
-    if image.format != "JPEG" or image.mode not in ("RGB", "L") or 0 in size:
-        return None
-    orientation, note = read_orientation(image)
-    if orientation != 1:
-        return None
+    check_size(*size, config)
     layout = plan_layout(*size, config)
     if not layout.scaled == layout.stored == size:
         return None
-    color_note = ""
-    if profile := image.info.get("icc_profile"):
-        pixel = Image.new(image.mode, (1, 1))
-        converted, color_note = to_srgb(pixel, profile)
-        if converted is not pixel:
-            return None
     pieces = split_jpeg(data)
-    if pieces is None or not scales_exactly(pieces):
-        return None
-    signals = _look(data, image, config)
-    if signals.is_flat:
+    mode = scalable_mode(pieces) if pieces is not None else None
+    if pieces is None or mode is None:
         return None
     stripped = b"".join(pieces)
+    note = _read_metadata(data, config, size) if stripped != data else ""
+    if note is None:
+        return None
+    try:
+        signals = _look(data, mode, size)
+    except (OSError, ValueError):  # decoding in full will say what it is
+        return None
+    if signals.is_flat:
+        return None
     return Unchanged(
         data=data if stripped == data else stripped,
         size=size,
         pixel_hash=hash_code(coded_picture(pieces)),
         signals=signals,
-        note="; ".join(filter(None, (note, color_note, layout.note))),
+        note="; ".join(filter(None, (note, layout.note))),
     )
 
 
-def _look(data: bytes, image: Image.Image, config: ImageConfig) -> Fingerprint:
-    """Decode a file, opened as `image`, as small as its content allows."""
-    width, height = image.size
-    scale = next(scale for scale in (8, 4, 2, 1) if scale == 1 or min(width, height) >= scale * _LEAST_SIDE)
-    # Luma and chroma are what the file holds, and what fingerprints are made of.
-    image.draft("YCbCr", (width // scale, height // scale))
-    image.load()
-    image.info = {}
-    shown = width / scale, height / scale
+def _read_metadata(data: bytes, config: ImageConfig, size: tuple[int, int]) -> str | None:
+    """What is to be noted of a file's metadata; None where they say that pixels are to be moved or converted."""
+    image = open_image(data, config)
+    if image.format != "JPEG" or image.size != size:
+        return None
+    orientation, note = read_orientation(image)
+    pixel = Image.new(image.mode, (1, 1))
+    converted, color_note = to_srgb(pixel, image.info.get("icc_profile"))
+    if orientation != 1 or converted is not pixel:
+        return None
+    return "; ".join(filter(None, (note, color_note)))
+
+
+def _look(data: bytes, mode: str, size: tuple[int, int]) -> Fingerprint:
+    """Decode a file, to luma and chroma as it holds them, as small as its content allows.
+
+    Raises:
+        ValueError: It does not decode.
+        OSError: It does not decode.
+    """
+    scale = next(scale for scale in (8, 4, 2, 1) if scale == 1 or min(size) >= scale * _LEAST_SIDE)
+    image = _decode(data, mode, size, scale)
+    shown = size[0] / scale, size[1] / scale
     luma = read_grey(image)
     signals = fingerprint_apart(luma, shown, image, shown)
     if scale == 1 or signals.is_flat or sharpest_step(read_levels(luma)) <= _MAX_STEP * signals.strength:
         return signals
-    grey = open_image(data, config)
-    grey.draft("L", (width, height))
-    grey.load()
-    return fingerprint_apart(grey, (width, height), image, shown)
+    return fingerprint_apart(_decode(data, "L", size, 1), size, image, shown)
+
+
+def _decode(data: bytes, mode: str, size: tuple[int, int], scale: int) -> Image.Image:
+    """The picture of a file in L or YCbCr, at one part in 1, 2, 4 or 8 of its size."""
+    width, height = (-(-side // scale) for side in size)
+    # Pillow's JPEG decoder without its reader of headers, which this module has read: raw mode, the file's own mode
+    # where it is not to be told from the header, scale, and no short cuts.
+    return Image.frombytes(mode, (width, height), data, "jpeg", mode, "", scale, 0)
