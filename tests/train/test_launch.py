@@ -48,6 +48,16 @@ def test_each_process_knows_its_place(program, capfd) -> None:
     assert not in_group({})
 
 
+def test_processes_agree_before_there_is_a_trainer(program, capfd) -> None:
+    code = """
+        from vlmtrain.processes import agree_on_largest, gather, leave_group
+        print(gather(rank), agree_on_largest(rank))
+        leave_group()
+    """
+    assert launch(2, program(code)) == 0
+    assert capfd.readouterr().out == "[0, 1] 1\n"
+
+
 def test_an_error_that_all_meet_is_said_once(program, capfd) -> None:
     assert launch(2, program("fail(DataError('no rows'), 3)")) == 3
     assert capfd.readouterr().err == "error: no rows (0)\n"

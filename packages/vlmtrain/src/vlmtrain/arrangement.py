@@ -17,8 +17,8 @@ from vlmtrain.preflight import CheckedSplit
 from vlmtrain.processes import process_count
 from vlmtrain.speed.attention import kernel_obstacle, use_varlen_vision, vision_gains
 from vlmtrain.speed.batches import BatchPlan
-from vlmtrain.speed.compiled_blocks import compile_vision_blocks
-from vlmtrain.speed.memory import fit_to_memory
+from vlmtrain.speed.compiled_blocks import CompiledBlocks, compile_vision_blocks, keep_if_faster
+from vlmtrain.speed.memory import first_pass, fit_to_memory
 from vlmtrain.speed.packing import PackedCollator, can_pack
 from vlmtrain.speed.trainer import Arrangement
 from vlmtrain.speed.vision_inputs import VisionInputs
@@ -61,9 +61,11 @@ def arrange(
         ConfigError: Something was asked for that this model or device does not have.
         ResourceError: Not even one row fits in the GPU's memory.
     """
+    import torch
+
     optimizer = config.optimizer
     has_kernel = _choose_attention(config, loaded, say)
-    _choose_compilation(config, backend, loaded, say)
+    blocks = _choose_compilation(config, backend, loaded, say)
     arrangement = Arrangement(rows=config.speed.micro_batch or optimizer.batch_size, passes=optimizer.grad_accum)
     if config.speed.micro_batch:
         arrangement.passes = _passes(optimizer.batch_size * optimizer.grad_accum, config.speed.micro_batch)
@@ -78,6 +80,8 @@ def arrange(
         arrangement.collate = VisionInputs(arrangement.collate, vision_config)
     if plans_memory(config):
         fit_to_memory(config, train, loaded, arrangement, say)
+        if blocks is not None and config.speed.compile_vision == "auto":
+            keep_if_faster(blocks, first_pass(train, loaded, arrangement), torch.cuda.synchronize, say)
     return arrangement
 
 
@@ -104,14 +108,16 @@ def _choose_attention(config: FitConfig, loaded: LoadedModel, say: Say) -> bool:
     return obstacle is None
 
 
-def _choose_compilation(config: FitConfig, backend: Backend, loaded: LoadedModel, say: Say) -> None:
-    """Compiles the vision tower's blocks where that pays."""
+def _choose_compilation(config: FitConfig, backend: Backend, loaded: LoadedModel, say: Say) -> CompiledBlocks | None:
+    """Compiles the vision tower's blocks where that can pay."""
     wanted = config.speed.compile_vision
     device = next(loaded.model.parameters()).device
     trained = any(part_of(name) == "vision" for name, each in loaded.model.named_parameters() if each.requires_grad)
-    if wanted == "on" or (wanted == "auto" and device.type == "cuda" and trained):
-        blocks = compile_vision_blocks(loaded.model, say, make_traceable=backend.make_traceable)
-        say(f"vision tower: its {blocks} blocks are compiled before the first step")
+    if wanted == "off" or (wanted == "auto" and not (device.type == "cuda" and trained)):
+        return None
+    blocks = compile_vision_blocks(loaded.model, say, make_traceable=backend.make_traceable)
+    say(f"vision tower: {blocks.count} blocks are compiled before the first step")
+    return blocks
 
 
 def _choose_batching(

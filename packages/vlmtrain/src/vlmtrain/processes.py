@@ -109,6 +109,10 @@ def leave_group() -> None:
 @functools.cache
 def _control_group() -> Any:
     # on the CPU: what is agreed on between steps must not wait for the GPU's queue
+    import torch
     import torch.distributed
 
+    if not torch.distributed.is_initialized():
+        # What is agreed on before there is a trainer, which takes the group over.
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return torch.distributed.new_group(backend="gloo")

@@ -9,70 +9,120 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import statistics
+import time
 import types
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from vlmtrain.layers import part_of
 from vlmtrain.loaded import base_of
+from vlmtrain.processes import gather
 
-__all__ = ["compile_vision_blocks"]
+__all__ = ["CompiledBlocks", "compile_vision_blocks", "keep_if_faster"]
 
 Tracing = Callable[[], contextlib.AbstractContextManager[None]]
 MakeTraceable = Callable[[Iterable[type]], Tracing]
 
 
+_TIMED_PASSES = 3
+
+
+@dataclass(slots=True)
+class CompiledBlocks:
+    """The compiled blocks of a model."""
+
+    count: int = 0
+    """How many there are."""
+    enabled: bool = True
+    """Whether they run compiled; as they were before, where not."""
+
+
 def compile_vision_blocks(
-    model: Any,
-    say: Callable[[str], None],
-    *,
-    make_traceable: MakeTraceable,
-    backend: str = "inductor",
-) -> int:
+    model: Any, say: Callable[[str], None], *, make_traceable: MakeTraceable, backend: str = "inductor"
+) -> CompiledBlocks:
     """Compiles the blocks of a model's vision tower, for training; elsewhere they stay what they are.
 
     Args:
         model: A transformers or peft model, its adapters in place.
-        say: Prints a line: where a block cannot be compiled, it goes on as it was.
+        say: Prints a line: where a block cannot be compiled, all go on as they were.
         make_traceable: Of the backend; see `vlmtrain.backends.Backend`.
         backend: Of torch.compile.
-
-    Returns:
-        How many blocks.
     """
     kinds: dict[type, list[Any]] = {}
     for name, stack in base_of(model).named_modules():
         if isinstance(stack, torch.nn.ModuleList) and part_of(name) == "vision" and len(set(map(type, stack))) == 1:
             kinds.setdefault(type(stack[0]), []).extend(stack)
+    compiled = CompiledBlocks(count=sum(map(len, kinds.values())))
     for kind, blocks in kinds.items():
         tracing = make_traceable({type(module) for block in blocks for module in block.modules()})
-        forward = _compiled(kind, say, tracing, backend)
+        forward = _compile(kind, compiled, say, tracing, backend)
         for block in blocks:
             block.forward = types.MethodType(forward, block)
-    return sum(map(len, kinds.values()))
+    return compiled
 
 
-def _compiled(kind: Any, say: Callable[[str], None], tracing: Tracing, backend: str) -> Callable[..., Any]:
+def _compile(
+    kind: Any, blocks: CompiledBlocks, say: Callable[[str], None], tracing: Tracing, backend: str
+) -> Callable[..., Any]:
     """The forward of a kind of blocks: compiled while it trains, and as long as that works."""
     plain = kind.forward
     # Sizes are symbols from the start: pictures differ, and a graph for each would take minutes.
     compiled = torch.compile(plain, dynamic=True, fullgraph=True, backend=backend)
-    gave_up = False
 
     @functools.wraps(plain)
     def forward(block: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal gave_up
-        if gave_up or not block.training:
+        if not blocks.enabled or not block.training:
             return plain(block, *args, **kwargs)
         try:
             with tracing():
                 return compiled(block, *args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            gave_up = True
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            say(f"{kind.__name__} is not compiled: {reason[:200]}")
+            blocks.enabled = False
+            reason = " ".join(str(error).split()) or type(error).__name__
+            say(f"the vision tower is not compiled: {kind.__name__}: {reason[:200]}")
         return plain(block, *args, **kwargs)
 
     return forward
+
+
+def keep_if_faster(
+    blocks: CompiledBlocks,
+    run_pass: Callable[[], None],
+    wait: Callable[[], None],
+    say: Callable[[str], None],
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
+    """Times a pass with and without compiled blocks, and leaves on what takes less time, alike in all processes.
+
+    Args:
+        blocks: Switched on or off.
+        run_pass: A forward and backward pass of the run.
+        wait: Returns when the device has done what it was given.
+        say: Prints a line.
+        clock: Seconds from some moment.
+    """
+    if not blocks.enabled:
+        return
+
+    def time_pass(*, compiled: bool) -> float:
+        blocks.enabled = compiled
+        run_pass()  # once untimed: kernels are chosen in the first pass of a shape
+        wait()
+        times = []
+        for _ in range(_TIMED_PASSES):
+            began = clock()
+            run_pass()
+            wait()
+            times.append(clock() - began)
+        return max(gather(statistics.median(times)))
+
+    plain, compiled = time_pass(compiled=False), time_pass(compiled=True)
+    blocks.enabled = compiled < plain
+    say(
+        f"a pass takes {compiled:.3f} s with the {blocks.count} blocks of the vision tower compiled and "
+        f"{plain:.3f} s without: they are {'compiled' if blocks.enabled else 'left as they are'}"
+    )

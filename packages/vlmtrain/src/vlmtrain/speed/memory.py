@@ -25,9 +25,9 @@ from vlmtrain.speed.checkpointing import (
     choose,
     measure_layers,
 )
-from vlmtrain.speed.trainer import Arrangement
+from vlmtrain.speed.trainer import Arrangement, Batch
 
-__all__ = ["fit_to_memory"]
+__all__ = ["first_pass", "fit_to_memory"]
 
 _EPOCHS_SEARCHED = 4
 _TRIES = 6
@@ -73,6 +73,19 @@ def fit_to_memory(
         f"{arrangement.rows} rows a pass, {arrangement.passes} passes a step; {switches.describe()}; the heaviest pass "
         f"({choice.candidate.tokens} tokens) took {peak / 1e9:.1f} GB, {choice.bytes / 1e9:.1f} GB were expected"
     )
+
+
+def first_pass(train: CheckedSplit, loaded: LoadedModel, arrangement: Arrangement) -> Callable[[], None]:
+    """A forward and backward pass over the first rows of the run, to be timed; nothing is learned from it."""
+    device = next(loaded.model.parameters()).device
+    positions = range(arrangement.rows) if arrangement.plan is None else arrangement.plan.arrange(0)[0]
+    collated, batch = _collate([train.rows[row] for row in positions], arrangement, device)
+
+    def run() -> None:
+        with torch.random.fork_rng(devices=[device]):
+            _run_batch(collated, batch, loaded, arrangement)
+
+    return run
 
 
 def _measure(
@@ -153,9 +166,19 @@ def _heaviest(train: CheckedSplit, arrangement: Arrangement, rows_a_step: int, s
 
 def _run_pass(rows: list[dict[str, Any]], loaded: LoadedModel, arrangement: Arrangement, device: Any) -> None:
     """One forward and backward pass as the trainer will do it; the gradients are thrown away."""
+    _run_batch(*_collate(rows, arrangement, device), loaded, arrangement)
+
+
+def _collate(rows: list[dict[str, Any]], arrangement: Arrangement, device: Any) -> tuple[Batch, Batch]:
+    """A batch as the loader gives it, and on the device."""
     assert arrangement.collate is not None
     collated = arrangement.collate(rows)
-    batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in collated.items()}
+    return collated, {
+        key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in collated.items()
+    }
+
+
+def _run_batch(collated: Batch, batch: Batch, loaded: LoadedModel, arrangement: Arrangement) -> None:
     model = loaded.model
     model.train()
     if arrangement.switches is not None:

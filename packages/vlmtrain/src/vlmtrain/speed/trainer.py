@@ -17,7 +17,7 @@ from vlmtrain.speed.checkpointing import LayerSwitches
 from vlmtrain.speed.loss import keep_supervised, sum_of_losses
 from vlmtrain.speed.timing import StepClock
 
-__all__ = ["Arrangement", "arrange_trainer"]
+__all__ = ["Arrangement", "Batch", "arrange_trainer"]
 
 Batch = dict[str, Any]
 
