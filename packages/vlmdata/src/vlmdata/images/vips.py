@@ -53,9 +53,13 @@ def reduce_picture(
         return None
     raw_mode, bands = _IN_MEMORY[image.mode]
     picture = pyvips.Image.new_from_memory(_read_memory(image, raw_mode), *image.size, bands, "uchar")
-    if any(added):
-        picture = picture.embed(0, 0, image.width + added[0], image.height + added[1], extend="copy")
-    region = pyvips.Region.new(picture.reduce(*steps, kernel="lanczos3"))
+    if added[1]:
+        picture = picture.embed(0, 0, image.width, image.height + added[1], extend="copy")
+    picture = picture.reducev(steps[1], kernel="lanczos3")
+    # Wider only now: of the rows of the whole picture, each would be copied.
+    if added[0]:
+        picture = picture.embed(0, 0, image.width + added[0], picture.height, extend="copy")
+    region = pyvips.Region.new(picture.reduceh(steps[0], kernel="lanczos3"))
     # Fetched piece by piece in this thread: libvips would start threads of its own to make an image of it.
     pieces = [
         region.fetch(0, top, size[0], min(_ROWS_AT_ONCE, size[1] - top)) for top in range(0, size[1], _ROWS_AT_ONCE)
