@@ -98,6 +98,9 @@ def _salvage(data: bytes, config: ImageConfig, page: int | None) -> PreparedImag
 
 
 def _prepare(data: bytes, config: ImageConfig, page: int | None, *, salvage: bool) -> PreparedImage | ImageProblem:
+    unchanged = read_unchanged(data, config) if page is None and not salvage else None
+    if unchanged is not None:
+        return _keep_file(data, unchanged)
     outcome = _attempt(lambda: _make_picture(data, config, page, salvage=salvage), data, config, salvage=salvage)
     if isinstance(outcome, ImageProblem):
         return outcome
@@ -123,9 +126,6 @@ def _attempt(
 
 
 def _make_picture(data: bytes, config: ImageConfig, page: int | None, *, salvage: bool) -> PreparedImage:
-    unchanged = read_unchanged(data, config) if page is None and not salvage else None
-    if unchanged is not None:
-        return _keep_file(data, unchanged)
     decoded = decode(data, config, page)
     # Nothing more is needed of what the file says beside its pixels, and every step would copy it.
     decoded.picture.info = {}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from vlmdata.config import ImageConfig
+from vlmdata.images.chatter import decoder_session, one_line
 from vlmdata.images.color import read_orientation, to_srgb
 from vlmdata.images.containers import coded_picture, jpeg_size, scalable_mode, split_jpeg
 from vlmdata.images.decoding import JPEG_START, open_image
@@ -48,16 +49,23 @@ class Unchanged:
 
 
 def read_unchanged(data: bytes, config: ImageConfig) -> Unchanged | None:
-    """Read a JPEG file through a `decoder_session`.
+    """Read a JPEG file.
+
+    Metadata are read in a `decoder_session`; the decoder of the picture itself says nothing.
 
     Returns:
         None where all of its pixels are needed: because it is no JPEG, because something has to be done to them,
         because the picture is too flat to be told by anything else, or to find out what is wrong with it.
-
-    Raises:
-        ImageError: The config refuses the picture.
-        Exception: Whatever Pillow and the libraries below it raise on bad metadata, as decoding in full would.
     """
+    try:
+        return _read(data, config)
+    # A refusal by the config or by a decoder, which hostile files make raise nearly anything: decoding in full ends in
+    # the same way, and says why.
+    except Exception:
+        return None
+
+
+def _read(data: bytes, config: ImageConfig) -> Unchanged | None:
     size = jpeg_size(data) if data.startswith(JPEG_START) else None
     if size is None or 0 in size or size[0] * size[1] > config.max_pixels:
         return None
@@ -73,10 +81,7 @@ def read_unchanged(data: bytes, config: ImageConfig) -> Unchanged | None:
     note = _read_metadata(data, config, size) if stripped != data else ""
     if note is None:
         return None
-    try:
-        signals = _look(data, mode, size)
-    except (OSError, ValueError):  # decoding in full will say what it is
-        return None
+    signals = _look(data, mode, size)
     if signals.is_flat:
         return None
     return Unchanged(
@@ -84,30 +89,27 @@ def read_unchanged(data: bytes, config: ImageConfig) -> Unchanged | None:
         size=size,
         pixel_hash=hash_code(coded_picture(pieces)),
         signals=signals,
-        note="; ".join(filter(None, (note, layout.note))),
+        note=one_line(note, layout.note),
     )
 
 
 def _read_metadata(data: bytes, config: ImageConfig, size: tuple[int, int]) -> str | None:
     """What is to be noted of a file's metadata; None where they say that pixels are to be moved or converted."""
-    image = open_image(data, config)
-    if image.format != "JPEG" or image.size != size:
-        return None
-    orientation, note = read_orientation(image)
-    pixel = Image.new(image.mode, (1, 1))
-    converted, color_note = to_srgb(pixel, image.info.get("icc_profile"))
+    said: list[str] = []
+    with decoder_session(said, max_pixels=config.max_pixels, salvage_truncated=False):
+        image = open_image(data, config)
+        if image.format != "JPEG" or image.size != size:
+            return None
+        orientation, note = read_orientation(image)
+        pixel = Image.new(image.mode, (1, 1))
+        converted, color_note = to_srgb(pixel, image.info.get("icc_profile"))
     if orientation != 1 or converted is not pixel:
         return None
-    return "; ".join(filter(None, (note, color_note)))
+    return one_line("; ".join(filter(None, (note, color_note))), *said)
 
 
 def _look(data: bytes, mode: str, size: tuple[int, int]) -> Fingerprint:
-    """Decode a file, to luma and chroma as it holds them, as small as its content allows.
-
-    Raises:
-        ValueError: It does not decode.
-        OSError: It does not decode.
-    """
+    """Decode a file, to luma and chroma as it holds them, as small as its content allows."""
     scale = next(scale for scale in (8, 4, 2, 1) if scale == 1 or min(size) >= scale * _LEAST_SIDE)
     image = _decode(data, mode, size, scale)
     shown = size[0] / scale, size[1] / scale
