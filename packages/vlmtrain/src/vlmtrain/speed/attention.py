@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from vlmtrain.loaded import base_of
+from vlmtrain.speed.qwen_attention import attend_in_place
 
 __all__ = [
     "IMPLEMENTATION",
@@ -241,7 +242,9 @@ def use_varlen_vision(model: Any) -> None:
     register()
     base = base_of(model)
     base.set_attn_implementation({"vision_config": IMPLEMENTATION})
-    if _tower_type(model).startswith(_TOWERS_WITH_MASK):
+    if _tower_type(model).startswith(_TOWERS_WITH_BOUNDARIES):
+        attend_in_place(model, varlen_attention)
+    else:
         [tower] = [module for module in base.modules() if type(module).__name__ == "PixtralVisionModel"]
         tower.register_forward_pre_hook(_add_image_boundaries, with_kwargs=True)
 
