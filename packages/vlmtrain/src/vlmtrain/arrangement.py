@@ -18,6 +18,7 @@ from vlmtrain.processes import process_count
 from vlmtrain.speed.attention import kernel_obstacle, use_varlen_vision, vision_gains
 from vlmtrain.speed.batches import BatchPlan
 from vlmtrain.speed.compiled_blocks import CompiledBlocks, compile_vision_blocks, keep_if_faster
+from vlmtrain.speed.frozen_vision import skip_frozen_vision
 from vlmtrain.speed.memory import first_pass, fit_to_memory
 from vlmtrain.speed.packing import PackedCollator, can_pack
 from vlmtrain.speed.trainer import Arrangement
@@ -65,8 +66,12 @@ def arrange(
 
     optimizer = config.optimizer
     has_kernel = _choose_attention(config, loaded, say)
+    frozen = skip_frozen_vision(loaded.model)
+    if frozen:
+        say(f"vision tower: frozen, its {len(frozen)} blocks go without a backward pass")
     blocks = _choose_compilation(config, backend, loaded, say)
     arrangement = Arrangement(rows=config.speed.micro_batch or optimizer.batch_size, passes=optimizer.grad_accum)
+    arrangement.frozen = frozen
     if config.speed.micro_batch:
         arrangement.passes = _passes(optimizer.batch_size * optimizer.grad_accum, config.speed.micro_batch)
     arrangement.plan = _choose_batching(config, train, loaded, arrangement, has_kernel, say)

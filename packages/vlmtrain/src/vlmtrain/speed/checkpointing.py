@@ -30,12 +30,15 @@ class LayerSwitches:
 
     Args:
         model: A transformers or peft model.
+        without: Layers that are none of its business.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, without: Sequence[Any] = ()) -> None:
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        self.layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        others = set(map(id, without))
+        modules = (module for module in model.modules() if id(module) not in others)
+        self.layers = [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
         self.recomputed = [True] * len(self.layers)
         base_of(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.apply()
@@ -46,7 +49,7 @@ class LayerSwitches:
         return [type(layer).__name__ for layer in self.layers]
 
     def apply(self) -> None:
-        """Sets the switches; Unsloth resets them all whenever it changes between training and inference."""
+        """Sets the switches."""
         for layer, recomputed in zip(self.layers, self.recomputed, strict=True):
             layer.gradient_checkpointing = recomputed
 

@@ -50,7 +50,7 @@ def fit_to_memory(
     """
     device = next(loaded.model.parameters()).device
     _cap_memory(config, device)
-    switches = arrangement.switches = LayerSwitches(loaded.model)
+    switches = arrangement.switches = LayerSwitches(loaded.model, without=arrangement.frozen)
     rows_a_step = arrangement.rows * arrangement.passes
     fixed = config.speed.micro_batch is not None or config.speed.batch_tokens is not None
     sizes = [arrangement.rows] if fixed else [n for n in range(rows_a_step, 0, -1) if rows_a_step % n == 0]
@@ -181,8 +181,7 @@ def _collate(rows: list[dict[str, Any]], arrangement: Arrangement, device: Any) 
 def _run_batch(collated: Batch, batch: Batch, loaded: LoadedModel, arrangement: Arrangement) -> None:
     model = loaded.model
     model.train()
-    if arrangement.switches is not None:
-        arrangement.switches.apply()
+    arrangement.set_recomputation()
     half = loaded.dtype if loaded.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
     with arrangement.attention(model, collated):
         with torch.autocast("cuda", dtype=half):

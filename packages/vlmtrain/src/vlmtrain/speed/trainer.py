@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -45,11 +45,20 @@ class Arrangement:
     """For the loss at supervised positions alone."""
     switches: LayerSwitches | None = None
     """Which layers are recomputed."""
+    frozen: list[Any] = field(default_factory=list)
+    """Layers that have no backward pass, and are never recomputed."""
 
     @property
     def packed(self) -> bool:
         """Whether rows come one after the other, without padding."""
         return self.plan is not None and self.plan.packed
+
+    def set_recomputation(self) -> None:
+        """Sets what each layer does; Unsloth resets them all whenever it changes between training and inference."""
+        if self.switches is not None:
+            self.switches.apply()
+        for layer in self.frozen:
+            layer.gradient_checkpointing = False
 
     def attention(self, model: Any, inputs: Batch) -> contextlib.AbstractContextManager[None]:
         """Within, forward and backward passes attend as the batch needs it."""
@@ -138,8 +147,7 @@ class ArrangedSteps:
 
     def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
         """A forward and backward pass; recomputation in the latter needs the same attention as the former."""
-        if self.arrangement.switches is not None:
-            self.arrangement.switches.apply()
+        self.arrangement.set_recomputation()
         with self.arrangement.attention(model, inputs):
             return self._base.training_step(model, inputs, *args, **kwargs)
 
