@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -74,12 +74,11 @@ def write_splits(
 
 
 def _hand_out(batch: pa.RecordBatch, split_of: npt.NDArray[np.int64], writers: Sequence[SplitWriter]) -> None:
-    for i, writer in enumerate(writers):
-        chosen = np.flatnonzero(split_of == i)
-        if len(chosen) == batch.num_rows:
-            writer.write_batch(batch)
-        elif len(chosen):
-            writer.write_batch(batch.take(cast(Any, chosen)))
+    """Give each split its rows, as views: writers hold them until a shard is full, and copies would fill the memory."""
+    ends = [*(np.flatnonzero(np.diff(split_of)) + 1).tolist(), batch.num_rows]
+    for begin, end in itertools.pairwise([0, *ends]):
+        if end > begin and split_of[begin] >= 0:
+            writers[split_of[begin]].write_batch(batch.slice(begin, end - begin))
 
 
 def _forget(stage: Path, staged: StagedSet, path: str) -> None:

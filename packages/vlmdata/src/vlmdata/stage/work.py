@@ -40,7 +40,7 @@ __all__ = ["process_partition"]
 # Rows are handed to Arrow when their images reach this size, so that a partition never stands in memory as a whole.
 _FLUSH_BYTES = 16 << 20
 # Pictures that several rows show are decoded once, within the reach of what a worker remembers.
-_REMEMBERED = RememberedImages(limit_bytes=64 << 20)
+_REMEMBERED = RememberedImages(limit_bytes=32 << 20)
 
 
 def process_partition(task: Task, settings: WorkSettings) -> PartitionSummary:
