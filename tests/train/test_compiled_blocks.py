@@ -103,3 +103,16 @@ def test_only_what_is_faster_is_kept(compiled: float, kept: bool) -> None:
         f"a pass takes {compiled:.3f} s with the 4 blocks of the vision tower compiled and 2.000 s without: they are "
         + ("compiled" if kept else "left as they are")
     ]
+
+
+def test_blocks_without_which_memory_runs_out_stay_compiled() -> None:
+    blocks = CompiledBlocks(count=4)
+    said: list[str] = []
+
+    def run() -> None:
+        if not blocks.enabled:
+            raise torch.OutOfMemoryError("no room")
+
+    keep_if_faster(blocks, run, lambda: None, said.append)
+    assert blocks.enabled
+    assert "more memory than there is without: they are compiled" in said[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import statistics
 import time
 import types
@@ -26,7 +27,6 @@ __all__ = ["CompiledBlocks", "compile_vision_blocks", "keep_if_faster"]
 
 Tracing = Callable[[], contextlib.AbstractContextManager[None]]
 MakeTraceable = Callable[[Iterable[type]], Tracing]
-
 
 _TIMED_PASSES = 3
 
@@ -105,24 +105,28 @@ def keep_if_faster(
         say: Prints a line.
         clock: Seconds from some moment.
     """
-    if not blocks.enabled:
-        return
 
     def time_pass(*, compiled: bool) -> float:
         blocks.enabled = compiled
-        run_pass()  # once untimed: kernels are chosen in the first pass of a shape
-        wait()
         times = []
-        for _ in range(_TIMED_PASSES):
-            began = clock()
-            run_pass()
+        try:
+            run_pass()  # once untimed: kernels are chosen in the first pass of a shape
             wait()
-            times.append(clock() - began)
-        return max(gather(statistics.median(times)))
+            for _ in range(_TIMED_PASSES):
+                began = clock()
+                run_pass()
+                wait()
+                times.append(clock() - began)
+        except torch.OutOfMemoryError:
+            # what recomputation leaves room for was found out with compiled blocks, which keep less
+            return math.inf
+        return statistics.median(times)
 
-    plain, compiled = time_pass(compiled=False), time_pass(compiled=True)
+    timed = gather((time_pass(compiled=False), time_pass(compiled=True)))
+    plain, compiled = (max(times) for times in zip(*timed, strict=True))
     blocks.enabled = compiled < plain
+    without = f"{plain:.3f} s" if plain < math.inf else "more memory than there is"
     say(
-        f"a pass takes {compiled:.3f} s with the {blocks.count} blocks of the vision tower compiled and "
-        f"{plain:.3f} s without: they are {'compiled' if blocks.enabled else 'left as they are'}"
+        f"a pass takes {compiled:.3f} s with the {blocks.count} blocks of the vision tower compiled and {without} "
+        f"without: they are {'compiled' if blocks.enabled else 'left as they are'}"
     )

@@ -83,7 +83,11 @@ def first_pass(train: CheckedSplit, loaded: LoadedModel, arrangement: Arrangemen
 
     def run() -> None:
         with torch.random.fork_rng(devices=[device]):
-            _run_batch(collated, batch, loaded, arrangement)
+            try:
+                _run_batch(collated, batch, loaded, arrangement)
+            except torch.OutOfMemoryError:
+                _forget(loaded.model)
+                raise
 
     return run
 
