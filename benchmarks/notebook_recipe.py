@@ -65,7 +65,6 @@ def main():
     parser.add_argument("--max-steps", type=int, default=30)
     parser.add_argument("--load-in-4bit", action="store_true")
     parser.add_argument("--gpu-memory-gb", type=float)
-    parser.add_argument("--profile", type=Path, help="write what the GPU does in some steps to this file")
     parser.add_argument("--adapter", type=Path, help="save what was trained in this folder")
     parser.add_argument("--instruction-part", required=True)
     parser.add_argument("--response-part", required=True)
@@ -99,11 +98,6 @@ def main():
     dataset = [convert(rows[row]) for row in order]
     unsloth.FastVisionModel.for_training(model)
     clock = Clock()
-    callbacks = [clock]
-    if options.profile:
-        from vlmtrain.speed.profile import StepProfile
-
-        callbacks.append(StepProfile(options.profile))
     trainer = SFTTrainer(
         model=model,
         processing_class=tokenizer,
@@ -117,7 +111,7 @@ def main():
             response_part=options.response_part,
         ),
         train_dataset=dataset,
-        callbacks=callbacks,
+        callbacks=[clock],
         args=SFTConfig(
             per_device_train_batch_size=options.batch_size,
             gradient_accumulation_steps=options.grad_accum,

@@ -26,7 +26,6 @@ from shapes import SHAPES
 
 WARM_STEPS = 10
 WARMUP_STEPS = 5
-PROFILED_STEPS = 2
 
 
 def main() -> None:
@@ -34,7 +33,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--shapes", nargs="+", default=["qwen2.5-vl-3b"], choices=list(SHAPES))
     parser.add_argument("--sizes", nargs="+", default=["512x384", "1000x750"])
-    helps = 'notebook, guide, vlmtrain, or vlmtrain with options, as in "vlmtrain --batching plain"'
+    helps = 'notebook, guide, vlmtrain, or vlmtrain with options, as in "vlmtrain --profile-steps 2"'
     parser.add_argument("--recipes", nargs="+", default=["notebook", "vlmtrain"], help=helps)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -44,7 +43,6 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=900, help="seconds that a recipe may take")
     parser.add_argument("--workers", type=int, default=8, help="processes that prepare rows for vlmtrain")
     parser.add_argument("--held-out", type=int, default=0, help="rows on which the trained adapters are compared")
-    parser.add_argument("--profile", action="store_true", help="profile some steps of vlmtrain's runs")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     rate = measure_matrix_rate()
@@ -92,7 +90,7 @@ def run_recipe(recipe: str, model: Path, data: Path, out: Path, options: argpars
     if options.held_out:
         result["held_out_loss"] = measure_held_out(Path(f"{out}-adapter"), data, options)
     result |= {"recipe": recipe, "whole_seconds": time.monotonic() - began, "load_in": options.load_in}
-    result["profiled"] = name == "vlmtrain" and (options.profile or "--profile-steps" in extra)
+    result["profiled"] = "--profile-steps" in extra
     return result
 
 
@@ -104,8 +102,6 @@ def run_vlmtrain(model: Path, data: Path, out: Path, options: argparse.Namespace
     arguments += ["--workers", options.workers, "--eval-steps", options.steps, *extra]
     if options.gpu_memory_gb:
         arguments += ["--gpu-memory-gb", options.gpu_memory_gb]
-    if options.profile:
-        arguments += ["--profile-steps", PROFILED_STEPS]
     run([sys.executable, "-m", "vlmtrain", "fit", *arguments], Path(f"{out}.log"), options.limit)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if "loss" in line]

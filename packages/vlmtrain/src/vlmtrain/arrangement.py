@@ -11,7 +11,6 @@ from typing import Any
 from vlmdata.errors import ConfigError
 from vlmtrain.backends import Backend
 from vlmtrain.config import FitConfig
-from vlmtrain.layers import part_of
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.preflight import CheckedSplit
 from vlmtrain.processes import process_count
@@ -69,9 +68,9 @@ def arrange(
     frozen = skip_frozen_vision(loaded.model)
     if frozen:
         say(f"vision tower: frozen, its {len(frozen)} blocks go without a backward pass")
-    blocks = _choose_compilation(config, backend, loaded, say)
-    arrangement = Arrangement(rows=config.speed.micro_batch or optimizer.batch_size, passes=optimizer.grad_accum)
-    arrangement.frozen = frozen
+    blocks = _choose_compilation(config, backend, loaded, say, frozen=bool(frozen))
+    rows = config.speed.micro_batch or optimizer.batch_size
+    arrangement = Arrangement(rows=rows, passes=optimizer.grad_accum, frozen=frozen)
     if config.speed.micro_batch:
         arrangement.passes = _passes(optimizer.batch_size * optimizer.grad_accum, config.speed.micro_batch)
     arrangement.plan = _choose_batching(config, train, loaded, arrangement, has_kernel, say)
@@ -116,14 +115,17 @@ def _choose_attention(config: FitConfig, loaded: LoadedModel, say: Say) -> bool:
     return obstacle is None
 
 
-def _choose_compilation(config: FitConfig, backend: Backend, loaded: LoadedModel, say: Say) -> CompiledBlocks | None:
+def _choose_compilation(
+    config: FitConfig, backend: Backend, loaded: LoadedModel, say: Say, *, frozen: bool
+) -> CompiledBlocks | None:
     """Compiles the vision tower's blocks where that can pay."""
     wanted = config.speed.compile_vision
     device = next(loaded.model.parameters()).device
-    trained = any(part_of(name) == "vision" for name, each in loaded.model.named_parameters() if each.requires_grad)
-    if wanted == "off" or (wanted == "auto" and not (device.type == "cuda" and trained)):
+    if wanted == "off" or (wanted == "auto" and (frozen or device.type != "cuda")):
         return None
     blocks = compile_vision_blocks(loaded.model, say, make_traceable=backend.make_traceable)
+    if not blocks.count:
+        return None
     say(f"vision tower: {blocks.count} blocks are compiled before the first step")
     return blocks
 

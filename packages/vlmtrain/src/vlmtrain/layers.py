@@ -13,7 +13,7 @@ from typing import Any, Literal
 from vlmdata.errors import ConfigError
 from vlmtrain.adapter_config import AdapterConfig
 
-__all__ = ["Part", "adapter_targets", "full_modules", "module_part", "part_of"]
+__all__ = ["Part", "adapter_targets", "full_modules", "module_part", "part_of", "vision_stacks"]
 
 Part = Literal["vision", "connector", "language", "head"]
 
@@ -34,6 +34,17 @@ def part_of(name: str) -> Part:
     if _CONNECTOR.search(name):
         return "connector"
     return "vision" if _VISION.search(name) else "language"
+
+
+def vision_stacks(model: Any) -> list[Any]:
+    """The stacks of equal blocks that a model's vision tower consists of; none where it has no tower."""
+    import torch
+
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and part_of(name) == "vision" and len(set(map(type, module))) == 1
+    ]
 
 
 def module_part(name: str) -> Literal["attention", "mlp", "other"]:

@@ -117,23 +117,20 @@ def _plan_step(shape: ModelShape, adapter: AdapterConfig, step: StepLoad, limit:
         # of the optimizers for adapters, one that keeps most
         optimizer="adamw_torch_fused",
     ).device
-    fits = needed <= limit
-    return Precision(
-        load_in="16bit" if fits else "4bit",
-        reason=f"{shape.total / 1e9:.2f} B weights in 16 bit, with adapters and the longest micro-batch under full "
-        f"checkpointing, take about {needed / 2**30:.1f} GiB of the {limit / 2**30:.1f} GiB that may be used: "
-        + ("they fit" if fits else "they do not fit"),
-    )
+    return _judge(shape.total, "with adapters and the longest micro-batch under full checkpointing", needed, limit)
 
 
 def _plan_lora(weights: int, limit: float) -> Precision:
     needed = weights * _BYTES["16bit"] * (1 + _LORA_OVERHEAD_SHARE) + _LORA_OVERHEAD_BYTES
+    return _judge(weights, "with adapters and activations", needed, limit)
+
+
+def _judge(weights: int, beside: str, needed: float, limit: float) -> Precision:
     fits = needed <= limit
     return Precision(
         load_in="16bit" if fits else "4bit",
-        reason=f"{weights / 1e9:.2f} B weights in 16 bit, with adapters and activations, "
-        f"take about {needed / 2**30:.1f} GiB of the {limit / 2**30:.1f} GiB that may be used: "
-        + ("they fit" if fits else "they do not fit"),
+        reason=f"{weights / 1e9:.2f} B weights in 16 bit, {beside}, take about {needed / 2**30:.1f} GiB of the "
+        f"{limit / 2**30:.1f} GiB that may be used: " + ("they fit" if fits else "they do not fit"),
     )
 
 

@@ -28,17 +28,16 @@ def encode(image: Image.Image, *, lossy_source: bool, jpeg_quality: int) -> tupl
     """
     if image.mode == "RGB" and not lossy_source and _is_grey(image):
         image = image.getchannel(0)
-    if lossy_source or not _is_worth_png(image, jpeg_quality):
+    if lossy_source:
         return _to_jpeg(image, jpeg_quality), "JPEG"
+    sample = _sample_strips(image) if image.height > 2 * _STRIPS * _STRIP_ROWS else image
+    png, jpeg = encode_png(sample), _to_jpeg(sample, jpeg_quality)
+    if len(png) > _PNG_WORTH * len(jpeg):
+        return (jpeg if sample is image else _to_jpeg(image, jpeg_quality)), "JPEG"
     # without how many pixels a metre has, which libvips makes up
-    png = strip_png(encode_png(image))
-    assert png is not None
-    return png, "PNG"
-
-
-def _is_worth_png(image: Image.Image, jpeg_quality: int) -> bool:
-    strips = _sample_strips(image) if image.height > 2 * _STRIPS * _STRIP_ROWS else image
-    return len(encode_png(strips)) <= _PNG_WORTH * len(_to_jpeg(strips, jpeg_quality))
+    stripped = strip_png(png if sample is image else encode_png(image))
+    assert stripped is not None
+    return stripped, "PNG"
 
 
 def _to_jpeg(image: Image.Image, quality: int) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from vlmtrain.layers import part_of
+from vlmtrain.layers import vision_stacks
 from vlmtrain.loaded import base_of
 from vlmtrain.processes import gather
 
@@ -53,9 +53,8 @@ def compile_vision_blocks(
         backend: Of torch.compile.
     """
     kinds: dict[type, list[Any]] = {}
-    for name, stack in base_of(model).named_modules():
-        if isinstance(stack, torch.nn.ModuleList) and part_of(name) == "vision" and len(set(map(type, stack))) == 1:
-            kinds.setdefault(type(stack[0]), []).extend(stack)
+    for stack in vision_stacks(base_of(model)):
+        kinds.setdefault(type(stack[0]), []).extend(stack)
     compiled = CompiledBlocks(count=sum(map(len, kinds.values())))
     for kind, blocks in kinds.items():
         tracing = make_traceable({type(module) for block in blocks for module in block.modules()})

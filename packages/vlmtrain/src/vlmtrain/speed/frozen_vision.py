@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vlmtrain.layers import part_of
+from vlmtrain.layers import part_of, vision_stacks
 from vlmtrain.loaded import base_of
 
 __all__ = ["skip_frozen_vision"]
@@ -29,11 +29,7 @@ def skip_frozen_vision(model: Any) -> list[Any]:
     base = base_of(model)
     if any(part_of(name) == "vision" and each.requires_grad for name, each in base.named_parameters()):
         return []
-    stacks = [
-        module
-        for name, module in base.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) and part_of(name) == "vision"
-    ]
+    stacks = vision_stacks(base)
     for stack in stacks:
         stack[0].register_forward_pre_hook(_detach, with_kwargs=True)
     return [block for stack in stacks for block in stack]
