@@ -81,7 +81,8 @@ def arrange(
         arrangement.collate = PackedCollator(arrangement.collate, loaded.model)
     vision_config = getattr(loaded.model.config, "vision_config", None)
     if can_pack(loaded.model.config.model_type):
-        arrangement.collate = VisionInputs(arrangement.collate, vision_config)
+        arrangement.collate = vision_inputs = VisionInputs(arrangement.collate, vision_config)
+        arrangement.add_vision_inputs = vision_inputs.add
     if plans_memory(config):
         fit_to_memory(config, train, loaded, arrangement, say)
         if blocks is not None and blocks.enabled and config.speed.compile_vision == "auto":

@@ -12,27 +12,35 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from vlmdata.errors import ResourceError
+from vlmtrain.speed.packing import is_packed, row_bounds
 
 __all__ = ["pictures_per_row", "split_batch", "with_smaller_pieces"]
 
 _PER_PICTURE = ("pixel_values", "image_sizes", "image_grid_thw")
 _DERIVED = "image_"
-"""What the loader works out from the grids ahead of the vision tower; of fewer rows, the tower does it by itself."""
+"""What the loader works out from the grids ahead of the vision tower: of fewer rows it is another."""
 _ADVICE = "try --load-in 4bit, --gradient-checkpointing on, or pictures of a smaller --max-side"
 
 
 def with_smaller_pieces(
-    base: type, image_ids: frozenset[int], longest: Callable[[], dict[str, Any]] | None = None
+    base: type,
+    image_ids: frozenset[int],
+    longest: Callable[[], dict[str, Any]] | None = None,
+    add_vision_inputs: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> type:
     """A trainer that goes on with smaller forward passes when memory runs out.
 
     Args:
-        base: A class of transformers' Trainer whose loss is a share of the whole global batch.
+        base: A class of transformers' Trainer whose loss is a share of the whole global batch; whatever it does to one
+            forward pass, it does to each piece.
         image_ids: Token ids that stand for images or open and close them.
         longest: Makes the micro-batch of the longest rows, which is run once before the first step, so that memory
             runs out there and not after hours; its gradients are thrown away. None: it is not tried.
+        add_vision_inputs: Adds to a piece what the loader adds to a batch; None where it adds nothing.
     """
     import torch
+
+    complete = add_vision_inputs or dict
 
     class BackingOffTrainer(base):  # type: ignore[misc]  # its class is known when it runs
         """Halves the rows of a forward pass until it fits."""
@@ -68,21 +76,20 @@ def with_smaller_pieces(
             return loss
 
         def _try_longest(self, batch: dict[str, Any], model: Any, num_items_in_batch: Any) -> None:
-            rows, tokens = batch["input_ids"].shape
             self._window = [batch]
             # Dropout draws numbers; those of the first step stay what they are without this trial.
             with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
                 self._run_window(batch, model, num_items_in_batch)
             model.zero_grad(set_to_none=True)
             self._window = []
-            print(f"longest batch tried: {rows} rows of up to {tokens} tokens{_peak_words()}", flush=True)
+            print(f"longest batch tried: {_describe_rows(batch)}{_peak_words()}", flush=True)
 
         def _run(self, batches: list[dict[str, Any]], model: Any, *args: Any, **kwargs: Any) -> Any:
             """The loss of the last of the micro-batches, or None where memory ran out."""
             loss = None
             try:
                 for batch in batches:
-                    pieces = split_batch(batch, self.pieces, image_ids) if self.pieces > 1 else [batch]
+                    pieces = _cut(batch, self.pieces, image_ids, complete)
                     loss = sum(
                         super(BackingOffTrainer, self).training_step(model, each, *args, **kwargs) for each in pieces
                     )
@@ -92,7 +99,7 @@ def with_smaller_pieces(
             return loss
 
         def _halve(self, num_items_in_batch: Any) -> None:
-            rows = max(len(batch["input_ids"]) for batch in self._window)
+            rows = max(map(_count_rows, self._window))
             splits = num_items_in_batch is not None
             self.pieces = _more_pieces(rows, self.pieces, self.accelerator.num_processes, splits=splits)
 
@@ -112,10 +119,12 @@ def _more_pieces(rows: int, pieces: int, processes: int, *, splits: bool) -> int
             f"the GPU's memory ran out with {at_once} rows at once, and with several GPUs all would have to go on in "
             f"step: halve --batch-size and double --grad-accum; or {_ADVICE}"
         )
-    if at_once == 1 or not splits:
+    if at_once == 1:
+        raise ResourceError(f"the GPU's memory ran out on a forward pass of a single row: {_ADVICE}")
+    if not splits:
         raise ResourceError(
-            f"the GPU's memory ran out on a forward pass that cannot be split (one row, or packed rows): {_ADVICE}, "
-            "or, where rows are packed, a smaller --batch-size with more --grad-accum"
+            f"the GPU's memory ran out with {at_once} rows at once, whose loss is no share of the step's, so that "
+            f"fewer at once would learn something else: halve --batch-size and double --grad-accum; or {_ADVICE}"
         )
     print(
         f"the GPU's memory ran out with {at_once} rows at once: going on with {-(-rows // (2 * pieces))} at once, the "
@@ -123,6 +132,11 @@ def _more_pieces(rows: int, pieces: int, processes: int, *, splits: bool) -> int
         flush=True,
     )
     return 2 * pieces
+
+
+def _describe_rows(batch: dict[str, Any]) -> str:
+    rows, tokens = _count_rows(batch), batch["input_ids"].shape[1]
+    return f"{rows} rows, {tokens} tokens in all" if is_packed(batch) else f"{rows} rows of up to {tokens} tokens"
 
 
 def _peak_words() -> str:
@@ -134,23 +148,34 @@ def _peak_words() -> str:
     return f", {peak / 2**30:.1f} of {total / 2**30:.1f} GiB at the peak, the optimizer's moments apart"
 
 
+def _cut(
+    batch: dict[str, Any], pieces: int, image_ids: Iterable[int], complete: Callable[[dict[str, Any]], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    return [batch] if pieces == 1 else [complete(piece) for piece in split_batch(batch, pieces, image_ids)]
+
+
 def split_batch(batch: dict[str, Any], pieces: int, image_ids: Iterable[int]) -> list[dict[str, Any]]:
     """A collated batch as several of fewer rows, each with its own pictures.
 
     Args:
-        batch: Tensors by name, rows first (`input_ids` `(B, S)`), pictures as the processors of the known families
-            give them: by row, by picture, or (`image_grid_thw`) by patch.
+        batch: Tensors by name, rows first (`input_ids` `(B, S)`) or packed (`(1, T)`, see `vlmtrain.speed.packing`);
+            pictures as the processors of the known families give them: by row, by picture, or (`image_grid_thw`) by
+            patch.
         pieces: How many, at most one for each row.
         image_ids: Token ids that stand for images or open and close them.
+
+    Returns:
+        The pieces, without what the loader derives from the pictures' grids.
 
     Raises:
         ResourceError: It cannot be told which pictures belong to which row.
     """
-    rows = len(batch["input_ids"])
+    token_bounds = row_bounds(batch["position_ids"]).tolist() if is_packed(batch) else None
+    rows = _count_rows(batch)
     bounds = sorted({round(rows * piece / pieces) for piece in range(pieces + 1)})
     by_row = "aspect_ratio_ids" in batch
     names = [] if by_row else [name for name in _PER_PICTURE if name in batch]
-    starts = _picture_starts(batch, names, image_ids) if names else []
+    starts = _picture_starts(batch, names, token_bounds, image_ids) if names else []
     split = []
     for begin, end in itertools.pairwise(bounds):
         piece = {}
@@ -162,26 +187,33 @@ def split_batch(batch: dict[str, Any], pieces: int, image_ids: Iterable[int]) ->
                 piece[name] = value[first:last]
             elif name.startswith(_DERIVED):
                 continue
+            elif not getattr(value, "ndim", 0):
+                piece[name] = value
+            elif token_bounds is not None:
+                piece[name] = value[..., token_bounds[begin] : token_bounds[end]]
             elif name == "position_ids" and len(value) != rows:
                 piece[name] = value[:, begin:end]
             else:
-                piece[name] = value[begin:end] if hasattr(value, "shape") and value.ndim else value
+                piece[name] = value[begin:end]
         split.append(piece)
     return split
 
 
-def pictures_per_row(input_ids: Any, pictures: int, image_ids: Iterable[int]) -> list[int] | None:
+def _count_rows(batch: dict[str, Any]) -> int:
+    return len(row_bounds(batch["position_ids"])) - 1 if is_packed(batch) else len(batch["input_ids"])
+
+
+def pictures_per_row(rows: list[list[int]], pictures: int, image_ids: Iterable[int]) -> list[int] | None:
     """How many pictures each row has, from its tokens.
 
     Args:
-        input_ids: `(B, S)` token ids.
+        rows: Token ids of each row.
         pictures: Pictures of the whole batch.
         image_ids: Token ids that stand for images or open and close them.
 
     Returns:
         One number a row, or None where no token tells.
     """
-    rows = input_ids.tolist()
     wanted = list(image_ids)
     # A token that opens or closes each picture, else the unbroken runs of the one that fills it.
     for token in wanted:
@@ -195,10 +227,15 @@ def pictures_per_row(input_ids: Any, pictures: int, image_ids: Iterable[int]) ->
     return None
 
 
-def _picture_starts(batch: dict[str, Any], names: list[str], image_ids: Iterable[int]) -> list[int]:
+def _picture_starts(
+    batch: dict[str, Any], names: list[str], token_bounds: list[int] | None, image_ids: Iterable[int]
+) -> list[int]:
     """Index of each row's first picture, and the number of all pictures."""
     total = len(batch["image_grid_thw"] if "image_grid_thw" in names else batch[names[0]])
-    counts = pictures_per_row(batch["input_ids"], total, image_ids)
+    rows = batch["input_ids"].tolist()
+    if token_bounds is not None:
+        rows = [rows[0][begin:end] for begin, end in itertools.pairwise(token_bounds)]
+    counts = pictures_per_row(rows, total, image_ids)
     if counts is None:
         raise ResourceError(
             "the GPU's memory ran out, and which pictures belong to which row cannot be told from the batch: halve "

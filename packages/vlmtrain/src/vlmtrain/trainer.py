@@ -126,9 +126,11 @@ def make_trainer(
         from vlmtrain.speed.profile import StepProfile
 
         callbacks.append(StepProfile(run.path / "profile.txt", steps=config.speed.profile_steps))
-    kind = with_smaller_pieces(backend.trainer_class(), image_token_ids(loaded.processor.tokenizer), longest)
-    kind = with_token_mean_loss(with_whole_checkpoints(with_loadable_checkpoints(kind)))
-    trainer = with_answer_metrics(arrange_trainer(kind, arrangement), val_answers)(
+    kind = with_token_mean_loss(with_whole_checkpoints(with_loadable_checkpoints(backend.trainer_class())))
+    kind = with_answer_metrics(arrange_trainer(kind, arrangement), val_answers)
+    # outermost: each piece attends within its own rows, and has its own layers recomputed
+    image_ids = image_token_ids(loaded.processor.tokenizer)
+    trainer = with_smaller_pieces(kind, image_ids, longest, arrangement.add_vision_inputs)(
         model=loaded.model,
         args=settings,
         data_collator=collate,

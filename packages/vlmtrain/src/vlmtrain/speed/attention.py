@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from vlmtrain.loaded import base_of
+from vlmtrain.speed.packing import row_bounds
 from vlmtrain.speed.qwen_attention import attend_in_place
 
 __all__ = [
@@ -278,8 +279,7 @@ def packed_language_attention(model: Any, positions: torch.Tensor) -> Iterator[N
     register()
     config = base_of(model).config.get_text_config()
     before = config._attn_implementation
-    starts = (positions.flatten() == 0).nonzero().flatten()
-    boundaries = torch.cat([starts, starts.new_tensor([positions.numel()])]).to(torch.int32)
+    boundaries = row_bounds(positions).to(torch.int32)
     _packed.longest = upper_bound(int(boundaries.diff().max()))
     _packed.boundaries = boundaries.to(next(model.parameters()).device)
     config._attn_implementation = IMPLEMENTATION

@@ -14,7 +14,7 @@ import torch
 from vlmtrain.loaded import base_of
 from vlmtrain.masks import IGNORE_INDEX
 
-__all__ = ["PackedCollator", "can_pack", "pack"]
+__all__ = ["PackedCollator", "can_pack", "is_packed", "pack", "row_bounds"]
 
 Batch = dict[str, Any]
 PositionIds = Callable[[Batch], torch.Tensor]
@@ -50,6 +50,25 @@ def pack(batch: Batch, positions: torch.Tensor) -> Batch:
     in_row = torch.cat([torch.arange(count) for count in counts.tolist()])
     packed["position_ids"] = torch.cat([in_row[None], positions[:, kept]])[:, None]
     return packed
+
+
+def is_packed(batch: Batch) -> bool:
+    """Whether a batch came from `pack`: only its positions count the tokens of each row as well."""
+    positions = batch.get("position_ids")
+    return positions is not None and positions.ndim == 3 and len(positions) == 4
+
+
+def row_bounds(positions: torch.Tensor) -> torch.Tensor:
+    """Where the rows of a packed batch lie in it.
+
+    Args:
+        positions: `(4, 1, T)` `position_ids` of the batch, or the first row of them alone.
+
+    Returns:
+        `(B + 1,)` int64: the first token of each row, and the number of all.
+    """
+    in_row = (positions[0] if positions.ndim == 3 else positions).flatten()
+    return torch.cat([(in_row == 0).nonzero().flatten(), torch.tensor([len(in_row)], device=in_row.device)])
 
 
 class PackedCollator:

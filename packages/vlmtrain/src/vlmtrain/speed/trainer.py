@@ -41,6 +41,8 @@ class Arrangement:
     """Which rows go through together; None for random order, padded."""
     collate: Callable[[list[Batch]], Batch] | None = None
     """Rows to a batch in training, where it differs from evaluation."""
+    add_vision_inputs: Callable[[Batch], Batch] | None = None
+    """What `collate` adds to a batch for the vision tower, for parts of one."""
     score: ScoreSupervised | None = None
     """For the loss at supervised positions alone."""
     switches: LayerSwitches | None = None

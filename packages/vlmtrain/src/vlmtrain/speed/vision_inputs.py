@@ -31,7 +31,14 @@ class VisionInputs:
         self._config = vision_config
 
     def __call__(self, rows: list[Batch]) -> Batch:
-        """Collates rows.
+        """Collates rows; see `add`."""
+        return self.add(self.collate(rows))
+
+    def add(self, batch: Batch) -> Batch:
+        """Completes a batch, which may be a part of one.
+
+        Args:
+            batch: As collated.
 
         Returns:
             The batch with `image_position_ids`, `image_cu_seqlens`, `image_max_seqlen`, and for Qwen2.5-VL the order
@@ -39,7 +46,7 @@ class VisionInputs:
         """
         from transformers import vision_utils
 
-        batch = dict(self.collate(rows))
+        batch = dict(batch)
         grid = batch.get("image_grid_thw")
         if grid is None or not len(grid):
             return batch
