@@ -62,7 +62,8 @@ def make_set(folder: Path, size: tuple[int, int]) -> Path:
     from PIL import Image
 
     from vlmdata.manifest import Counts, Manifest, write_manifest
-    from vlmdata.shard_writer import SplitWriter, write_set_files
+    from vlmdata.set_files import write_set_files
+    from vlmdata.shard_writer import SplitWriter
 
     if (folder / "manifest.json").is_file():
         return folder

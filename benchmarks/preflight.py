@@ -48,7 +48,8 @@ def main() -> int:
 def make_set(folder: Path, rows: int) -> None:
     """Writes a built folder of made-up conversations."""
     from vlmdata.manifest import Counts, Manifest, write_manifest
-    from vlmdata.shard_writer import SplitWriter, write_set_files
+    from vlmdata.set_files import write_set_files
+    from vlmdata.shard_writer import SplitWriter
 
     with SplitWriter(folder, "train") as writer:
         batch = []

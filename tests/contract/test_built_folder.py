@@ -16,7 +16,8 @@ from PIL import Image
 from vlmdata.errors import DataError
 from vlmdata.manifest import Counts, Manifest, read_manifest, verify_folder, write_manifest
 from vlmdata.schema import ARROW_SCHEMA, COLUMNS, features_dict
-from vlmdata.shard_writer import BATCH_ROWS, SplitWriter, measure_rows, rows_to_batch, write_set_files
+from vlmdata.set_files import write_set_files
+from vlmdata.shard_writer import BATCH_ROWS, SplitWriter, measure_rows, rows_to_batch
 from vlmdata.shards import open_folder
 
 

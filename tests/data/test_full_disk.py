@@ -90,7 +90,7 @@ def test_whatever_does_not_fit_ends_the_build(rows: Path, tmp_path: Path, mount:
         "vlmdata.stage.gather._join_thumbnails",
         "vlmdata.pipeline.write_rejections",
         "vlmdata.shard_writer._HashingFile.write",
-        "vlmdata.shard_writer._write_json",
+        "vlmdata.set_files._write_json",
         "vlmdata.build.write_set_files",
         "vlmdata.build.write_json_atomically",
         "vlmdata.build.write_report",

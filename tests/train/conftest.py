@@ -19,7 +19,8 @@ from PIL import Image
 
 from vlmdata.manifest import Counts, Manifest, write_manifest
 from vlmdata.schema import Row
-from vlmdata.shard_writer import SplitWriter, write_set_files
+from vlmdata.set_files import write_set_files
+from vlmdata.shard_writer import SplitWriter
 
 # Two threads on two busy cores mostly wait for each other, and spin while they do.
 torch.set_num_threads(1)

@@ -36,7 +36,7 @@ from vlmdata.pipeline import (
 )
 from vlmdata.publish import collect_stamps, write_splits
 from vlmdata.report import REPORT_NAME, ReportInputs, write_report
-from vlmdata.shard_writer import write_set_files
+from vlmdata.set_files import write_set_files
 from vlmdata.shards import BuiltFolder
 from vlmdata.sources import open_sources
 from vlmdata.sources.stamps import stamp_file

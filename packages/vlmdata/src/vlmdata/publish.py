@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -74,11 +73,11 @@ def write_splits(
 
 
 def _hand_out(batch: pa.RecordBatch, split_of: npt.NDArray[np.int64], writers: Sequence[SplitWriter]) -> None:
-    """Give each split its rows, as views: writers hold them until a shard is full, and copies would fill the memory."""
-    ends = [*(np.flatnonzero(np.diff(split_of)) + 1).tolist(), batch.num_rows]
-    for begin, end in itertools.pairwise([0, *ends]):
-        if end > begin and split_of[begin] >= 0:
-            writers[split_of[begin]].write_batch(batch.slice(begin, end - begin))
+    """Give each split the indices of its rows: what it is given is held until a shard is full."""
+    for i, writer in enumerate(writers):
+        chosen = np.flatnonzero(split_of == i)
+        if len(chosen):
+            writer.write_batch(batch, chosen)
 
 
 def _forget(stage: Path, staged: StagedSet, path: str) -> None:

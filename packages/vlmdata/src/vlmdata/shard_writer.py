@@ -1,18 +1,17 @@
-"""Writing the shards of one split, and the files that make a folder of splits a Hugging Face set.
+"""Writing the shards of one split.
 
 The bytes depend only on the rows: record batches are cut at fixed bounds in rows and bytes and built afresh, whatever
-pieces the rows arrive in, and the fingerprint that `datasets` keeps is that of the content.
+pieces the rows arrive in.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import IOBase
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
@@ -22,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmdata.manifest import ShardEntry, SplitEntry
-from vlmdata.schema import ARROW_SCHEMA, Row, features_dict
+from vlmdata.schema import ARROW_SCHEMA, Row
+from vlmdata.set_files import write_split_files
 
 __all__ = [
     "BATCH_BYTES",
@@ -32,7 +32,6 @@ __all__ = [
     "measure_rows",
     "rows_to_batch",
     "sum_by_list",
-    "write_set_files",
 ]
 
 BATCH_ROWS = 256
@@ -48,9 +47,24 @@ _THREADED_BYTES = 1 << 18
 SHARDS_AT_ONCE = min(4, os.cpu_count() or 1)
 
 _List: TypeAlias = "pa.ListArray[Any]"
-# What becomes one record batch.
-_Pieces: TypeAlias = list[pa.RecordBatch]
 _Int64s: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows of a batch by their indices: a view of each would take kilobytes, a copy as much as its images."""
+
+    batch: pa.RecordBatch
+    rows: _Int64s
+
+    def views(self) -> Iterator[pa.RecordBatch]:
+        """Yield each run of rows that follow one another, in place."""
+        for run in np.split(self.rows, np.flatnonzero(np.diff(self.rows) != 1) + 1):
+            yield self.batch.slice(int(run[0]), len(run))
+
+
+# What becomes one record batch.
+_Pieces: TypeAlias = list[_Piece]
 
 
 class _HashingFile:
@@ -170,19 +184,24 @@ class SplitWriter:
         if piece:
             self.write_batch(rows_to_batch(piece))
 
-    def write_batch(self, batch: pa.RecordBatch) -> None:
-        """Append the rows of a record batch; it may be a view of a mapped file."""
-        row_bytes = self.measure(batch)
+    def write_batch(self, batch: pa.RecordBatch, rows: _Int64s | None = None) -> None:
+        """Append rows of a record batch, which may be a view of a mapped file.
+
+        Args:
+            batch: held, with the indices, until its shard is full.
+            rows: indices of the rows to append, in ascending order; all of them unless given.
+        """
+        wanted = np.arange(batch.num_rows, dtype=np.int64) if rows is None else rows
         begin = 0
-        for i, size in enumerate(row_bytes.tolist()):
+        for i, size in enumerate(self.measure(batch)[wanted].tolist()):
             full = self._pending_rows == BATCH_ROWS or self._pending_bytes + size > self._batch_bytes
             if full and self._pending_rows:
-                self._hold(batch, begin, i)
+                self._hold(batch, wanted[begin:i])
                 self._end_batch()
                 begin = i
             self._pending_rows += 1
             self._pending_bytes += size
-        self._hold(batch, begin, batch.num_rows)
+        self._hold(batch, wanted[begin:])
 
     def measure(self, batch: pa.RecordBatch) -> _Int64s:
         """Return about how many bytes each row of a batch will take."""
@@ -205,12 +224,12 @@ class SplitWriter:
             (self._directory / shard.file).rename(self._directory / final)
             entries.append(replace(shard, file=f"{self.name}/{final}"))
         entry = SplitEntry(rows=sum(shard.rows for shard in entries), shards=tuple(entries))
-        _write_split_files(self._directory, self.name, entry)
+        write_split_files(self._directory, self.name, entry)
         return entry
 
-    def _hold(self, batch: pa.RecordBatch, begin: int, end: int) -> None:
-        if end > begin:
-            self._pending.append(batch.slice(begin, end - begin))
+    def _hold(self, batch: pa.RecordBatch, rows: _Int64s) -> None:
+        if len(rows):
+            self._pending.append(_Piece(batch, rows))
 
     def _end_batch(self) -> None:
         if not self._pending:
@@ -248,8 +267,9 @@ def _write_shard(
         for pieces in batches:
             if stopped.is_set():
                 break
-            # Joining, even of one slice, makes new buffers: what lay beside the rows in their old file stays behind.
-            columns = [pa.concat_arrays([piece.column(i) for piece in pieces]) for i in range(len(schema))]
+            # Joining, even of one view, makes new buffers: what lay beside the rows in their old file stays behind.
+            views = [view for piece in pieces for view in piece.views()]
+            columns = [pa.concat_arrays([view.column(i) for view in views]) for i in range(len(schema))]
             batch = finish(pa.RecordBatch.from_arrays(columns, schema=schema))
             if writing is not None:
                 writing.result()
@@ -259,52 +279,3 @@ def _write_shard(
             writing.result()
         stream.close()
     return ShardEntry(file=path.name, rows=rows, bytes=sink.size, sha256=sink.digest.hexdigest())
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_split_files(directory: Path, name: str, entry: SplitEntry) -> None:
-    """Write what `datasets.load_from_disk` looks for in a split's folder."""
-    content = "".join(shard.sha256 for shard in entry.shards)
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": Path(shard.file).name} for shard in entry.shards],
-        "_fingerprint": hashlib.sha256(content.encode()).hexdigest()[:16],
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": name,
-    }
-    info = {"citation": "", "description": "", "features": features_dict(), "homepage": "", "license": ""}
-    _write_json(directory / "state.json", state)
-    _write_json(directory / "dataset_info.json", info)
-
-
-def write_set_files(folder: Path, splits: Mapping[str, SplitEntry]) -> None:
-    """Write dataset_dict.json for `load_from_disk`, and the card README.md for `load_dataset` and the hub."""
-    _write_json(folder / "dataset_dict.json", {"splits": list(splits)})
-    # load_dataset refuses a split without rows, so the card does not name one
-    full = [name for name, entry in splits.items() if entry.rows]
-    files = "\n".join(f"  - split: {name}\n    path: {name}/data-*.arrow" for name in full)
-    table = "\n".join(f"| {name} | {entry.rows} | {len(entry.shards)} |" for name, entry in splits.items())
-    (folder / "README.md").write_text(
-        f"""---
-configs:
-- config_name: default
-  data_files:
-{files}
----
-# Image and text rows for vision-language fine-tuning
-
-Built by vlmdata; `manifest.json` says from what and how, `rejected.jsonl` which rows were left out and why.
-
-| split | rows | shards |
-|---|---|---|
-{table}
-
-Open it with `datasets.load_from_disk`, `datasets.load_dataset`, or `vlmdata.open_folder`.
-""",
-        encoding="utf-8",
-    )
