@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -37,6 +38,10 @@ def make_full_size(shape: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     save_processor(shape, tiny, folder)
     print(f"{shape}: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} B parameters", flush=True)
+    # what the allocator keeps would be missing to the processes that train
+    del model
+    gc.collect()
+    torch.cuda.empty_cache()
     return folder
 
 
@@ -75,8 +80,7 @@ def save_processor(shape: str, tiny: Path, folder: Path) -> None:
     sizes = SHAPES[shape]
     file = folder / "processor_config.json"
     values = json.loads(file.read_text(encoding="utf-8"))
-    if "picture" in sizes:
-        values["image_processor"]["size"] = sizes["picture"]
+    values["image_processor"] |= sizes.get("image_processor", {})
     file.write_text(json.dumps(values | sizes.get("processor", {})), encoding="utf-8")
 
 
@@ -87,7 +91,7 @@ def build_set(
 
     Args:
         folder: Where to; left as it is when it is whole.
-        rows: How many.
+        rows: How many, at least, are to train on.
         sizes: `(width, height)` in px, taken in turn.
         words: Fewest and most words of an answer.
         held_out: Rows, about as many, of a split `val` beside them.
@@ -103,7 +107,8 @@ def build_set(
     draw = np.random.default_rng(0)
     vocabulary = ["red", "green", "small", "large", "house", "tree", "line", "left", "right", "above", "seven", "two"]
     lines = []
-    rows += held_out
+    # what is held out is drawn by a hash, so that its number is not exact
+    rows += 2 * held_out
     for row in range(rows):
         width, height = sizes[row % len(sizes)]
         coarse = draw.integers(0, 255, (12, 16, 3), dtype=np.uint8)

@@ -93,6 +93,8 @@ def main():
         use_rslora=False,
         loftq_config=None,
     )
+    parts = {part: getattr(model.config, f"{part}_config")._attn_implementation for part in ("text", "vision")}
+    print("attention: " + ", ".join(f"{part} {name}" for part, name in parts.items()), flush=True)
     rows = load_from_disk(str(options.data))["train"]
     order = json.loads(options.order.read_text()) if options.order else range(len(rows))
     dataset = [convert(rows[row]) for row in order]
@@ -142,7 +144,6 @@ def main():
         "recipe": "notebook" + (" 4-bit" if options.load_in_4bit else ""),
         "steps": clock.steps,
         "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9,
-        "attention": type(model).__name__,
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -68,7 +68,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             **{"image_size": 896, "patch_size": 14},
         },
         "top": {"mm_tokens_per_image": 256},
-        "picture": {"height": 896, "width": 896},
+        "image_processor": {"size": {"height": 896, "width": 896}},
         "processor": {"image_seq_length": 256},
     },
     "llama3.2-vision-11b": {
@@ -84,7 +84,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             **{"attention_heads": 16, "image_size": 560, "patch_size": 14, "vision_output_dim": 7680},
             "intermediate_layers_indices": [3, 7, 15, 23, 30],
         },
-        "picture": {"height": 560, "width": 560},
+        "image_processor": {"size": {"height": 560, "width": 560}},
     },
     "pixtral-12b": {
         "family": "pixtral",
@@ -103,6 +103,20 @@ SHAPES: dict[str, dict[str, Any]] = {
             **{"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128},
         },
         "vision": {**_PIXTRAL_VISION, "image_size": 1540, "patch_size": 14},
+    },
+    "llava-1.5-7b": {
+        "family": "llava-1.5",
+        "tie_word_embeddings": False,
+        "text": {
+            **{"vocab_size": 32064, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},
+            **{"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128},
+        },
+        "vision": {
+            **{"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+            **{"image_size": 336, "patch_size": 14, "projection_dim": 768},
+        },
+        "top": {"image_seq_length": 576},
+        "image_processor": {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}},
     },
 }
 """By name: the family, the sizes of both towers, and what of the config and the processor depends on them."""

@@ -52,21 +52,15 @@ def main() -> None:
         model = make_full_size(shape, options.work / shape)
         for size in options.sizes:
             sizes = mixed_sizes() if size == "mixed" else [tuple(map(int, size.split("x")))]
-            # what is held out is drawn by a hash, so that its number is not exact
-            rows = options.batch_size * options.steps + options.held_out
-            data = build_set(
-                options.work / f"set-{size}-{rows}-{options.held_out}",
-                rows=rows,
-                sizes=sizes,
-                held_out=options.held_out,
-            )
+            rows, held_out = options.batch_size * options.steps, options.held_out
+            data = build_set(options.work / f"set-{size}-{rows}-{held_out}", rows=rows, sizes=sizes, held_out=held_out)
             for repeat in range(options.repeats):
                 for recipe in options.recipes:
                     slug = "".join(recipe.split()).replace("--", "-")
                     out = options.work / f"{shape}-{size}-{options.load_in}-{slug}-{repeat}"
                     result = run_recipe(recipe, model, data, out, options)
                     result |= {"shape": shape, "size": size, "repeat": repeat, "matrix_rate": rate}
-                    result["flops"] = count_flops(model, data, options.batch_size)
+                    result |= count_work(model, data)
                     results.append(result)
                     (options.work / "train_step.json").write_text(json.dumps(results, indent=1) + "\n")
                     compared = [line for line in results if (line["shape"], line["size"]) == (shape, size)]
@@ -89,7 +83,9 @@ def run_recipe(recipe: str, model: Path, data: Path, out: Path, options: argpars
     result: dict[str, Any] = RECIPES[name](model, data, out, options, *extra)
     if options.held_out:
         result["held_out_loss"] = measure_held_out(Path(f"{out}-adapter"), data, options)
-    result |= {"recipe": recipe, "whole_seconds": time.monotonic() - began, "load_in": options.load_in}
+    result |= {"recipe": recipe, "whole_seconds": time.monotonic() - began}
+    result = {"load_in": options.load_in, "rows": options.batch_size, **result}
+    result["attention"] = read_attention(Path(f"{out}.log"))
     result["profiled"] = "--profile-steps" in extra
     return result
 
@@ -134,7 +130,7 @@ def run_notebook(
 def run_guide(model: Path, data: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The guides' own numbers, one row at a time and four passes a step, in 4 bit; half the global batch."""
     guide = argparse.Namespace(**{**vars(options), "load_in": "4bit"})
-    return run_notebook(model, data, out, guide, batch_size=1, passes=4)
+    return {**run_notebook(model, data, out, guide, batch_size=1, passes=4), "load_in": "4bit", "rows": 4}
 
 
 RECIPES = {"notebook": run_notebook, "guide": run_guide, "vlmtrain": run_vlmtrain}
@@ -241,11 +237,11 @@ def measure_matrix_rate() -> float:
     return rate
 
 
-def count_flops(model: Path, data: Path, batch_size: int) -> float:
-    """Operations that one step asks for: twice the weights of the blocks a token forward, and once more for gradients.
+def count_work(model: Path, data: Path) -> dict[str, float]:
+    """Tokens of a row on average, and the operations that it asks for.
 
-    Base weights have no gradients of their own; recomputation, padding, adapters, the output head and attention scores
-    are not counted.
+    Operations are twice the weights of the blocks a token forward, and once more for gradients: base weights have no
+    gradients of their own; recomputation, padding, adapters, the output head and attention scores are not counted.
     """
     from vlmdata.families import find_family
     from vlmdata.shards import open_folder
@@ -263,8 +259,8 @@ def count_flops(model: Path, data: Path, batch_size: int) -> float:
         part: sum(layer.inputs * layer.outputs for block in shape.stack(part) for layer in block.linears)
         for part in ("language", "vision")
     }
-    a_row = weights["language"] * float(lengths.tokens.mean()) + weights["vision"] * float(lengths.patches.mean())
-    return 4 * batch_size * a_row
+    tokens, patches = float(lengths.tokens.mean()), float(lengths.patches.mean())
+    return {"row_tokens": tokens, "row_flops": 4 * (weights["language"] * tokens + weights["vision"] * patches)}
 
 
 def counted(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -274,36 +270,59 @@ def counted(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
+    """One line a recipe. Where a recipe's steps have other rows, they are compared by rows, and losses are not."""
     first = results[0]
-    width = max(len(line["recipe"]) for line in results)
-    print(
-        f"\n{first['shape']}, {first['size']}, {first['load_in']}, adapters on everything, {len(first['steps'])} steps"
-    )
-    columns = (
-        f"{'step s':>8} {'spread':>15} {'all s':>7} {'waiting':>8} {'peak GB':>8} {'of peak rate':>12} {'speed-up':>9}"
-    )
-    print(f"{'recipe':{width}} {columns} {'loss differs':>13}{'  held-out' if 'held_out_loss' in first else ''}")
+    print(f"\n{first['shape']}, {first['size']}, adapters on everything, {len(first['steps'])} steps")
     base = next((line for line in results if line["recipe"] == "notebook"), first)
+    table = [["recipe", "step s", "spread", "all s", "tokens/s", "waiting", "peak GB", "of peak rate", "speed-up"]]
+    table[0] += ["loss differs", *(["held-out"] if "held_out_loss" in first else [])]
     for line in results:
         times = sorted(step["step_seconds"] for step in counted(line))
-        median = statistics.median(times)
-        waiting = [
-            step["waiting_seconds"] / step["step_seconds"]
-            for step in line["steps"][WARM_STEPS:]
-            if "waiting_seconds" in step
-        ]
-        pairs = zip(line["steps"], base["steps"], strict=False)
-        differing = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in pairs)
-        held_out = f" {line['held_out_loss']:9.4f}" if "held_out_loss" in line else ""
-        base_median = statistics.median(step["step_seconds"] for step in counted(base))
-        of_peak = line["flops"] / median / line["matrix_rate"]
-        print(
-            f"{line['recipe']:{width}} {median:8.3f} {f'{times[0]:.3f} to {times[-1]:.3f}':>15} "
-            f"{sum(step['step_seconds'] for step in counted(line)):7.1f} "
-            f"{f'{statistics.median(waiting):.1%}' if waiting else '-':>8} {line['peak_memory_gb']:8.1f} "
-            f"{of_peak:12.1%} {base_median / median:8.2f}x {differing:12.3%}{held_out}",
-            flush=True,
+        a_row = statistics.median(times) / line["rows"]
+        base_row = statistics.median(step["step_seconds"] for step in counted(base)) / base["rows"]
+        table.append(
+            [
+                f"{line['recipe']}, {line['load_in']}, {line['rows']} rows",
+                f"{statistics.median(times):.3f}",
+                f"{times[0]:.3f} to {times[-1]:.3f}",
+                f"{sum(step['step_seconds'] for step in counted(line)):.1f}",
+                f"{line['row_tokens'] / a_row:.0f}",
+                describe_waiting(line),
+                f"{line['peak_memory_gb']:.1f}",
+                f"{line['row_flops'] / a_row / line['matrix_rate']:.1%}",
+                f"{base_row / a_row:.2f}x",
+                describe_difference(line, base),
+                *([f"{line['held_out_loss']:.4f}"] if "held_out_loss" in line else []),
+            ]
         )
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        print("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+    for line in results:
+        print(f"{line['recipe']}: {'; '.join(line['attention'])}", flush=True)
+
+
+def describe_waiting(line: dict[str, Any]) -> str:
+    """Share of a step that went into waiting for rows, where the recipe measures it."""
+    steps = [step for step in line["steps"][WARM_STEPS:] if "waiting_seconds" in step]
+    if not steps:
+        return "-"
+    return f"{statistics.median(step['waiting_seconds'] / step['step_seconds'] for step in steps):.1%}"
+
+
+def describe_difference(line: dict[str, Any], base: dict[str, Any]) -> str:
+    """The largest difference of a step's loss, where the steps have the same rows."""
+    if line["rows"] != base["rows"]:
+        return "-"
+    pairs = zip(line["steps"], base["steps"], strict=False)
+    return f"{max(abs(a['loss'] - b['loss']) / b['loss'] for a, b in pairs):.3%}"
+
+
+def read_attention(log: Path) -> list[str]:
+    """What a run's output says of the attention that it got: Unsloth's banner, and the program's own line."""
+    lines = log.read_text(encoding="utf-8").splitlines()
+    found = [line[line.index("FA [") :] for line in lines if "FA [" in line][:1]
+    return found + [line for line in lines if line.startswith(("vision attention:", "attention:"))][:1]
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from vlmtrain.source import find_model
 GIB = 1 << 30
 
 
-def choose(requested="auto", method="lora", config=None):
-    return choose_precision(requested, method=method, config=config or {})
+def choose(requested="auto", method="lora", config=None, **more):
+    return choose_precision(requested, method=method, config=config or {}, **more)
 
 
 @pytest.fixture
@@ -77,6 +77,13 @@ def test_lora_takes_16_bits_where_they_fit(gib, billion, load_in, gpu) -> None:
     assert f"{billion:.2f} B weights in 16 bit" in chosen.reason
     assert f"about {needed:.1f} GiB of the {limit:.1f} GiB" in chosen.reason
     assert chosen.reason.endswith("they fit" if chosen.load_in == "16bit" else "they do not fit")
+
+
+def test_a_limit_below_the_gpus_memory_counts(gpu) -> None:
+    gpu(141, 8.3)
+    assert choose(gpu_memory_gb=24).load_in == "4bit"
+    assert choose(gpu_memory_gb=80).load_in == "16bit"
+    assert choose(gpu_memory_gb=500).reason == choose().reason
 
 
 def test_full_fine_tuning_takes_32_bits_where_they_fit(gpu) -> None:

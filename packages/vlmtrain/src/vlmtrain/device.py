@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["describe_limits", "half_precision"]
+__all__ = ["describe_limits", "half_precision", "limit_memory", "memory_bytes"]
 
 _BFLOAT16_SINCE = (8, 0)
 
@@ -45,3 +45,20 @@ def describe_limits(family: str | None) -> list[str]:
             "backend does not; use --load-in 32bit there"
         )
     return lines
+
+
+def limit_memory(gib: float | None) -> None:
+    """Lets this process take no more than so many GiB of its GPU's memory, if there is a GPU and a limit."""
+    import torch
+
+    if gib is not None and torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total))
+
+
+def memory_bytes(limit_gib: float | None) -> int:
+    """Memory of the first GPU, or the limit where that is less."""
+    import torch
+
+    total: int = torch.cuda.get_device_properties(0).total_memory
+    return total if limit_gib is None else min(total, round(limit_gib * 2**30))

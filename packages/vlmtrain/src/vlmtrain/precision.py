@@ -7,6 +7,7 @@ from typing import Any
 
 from vlmdata.errors import ConfigError, MissingDependencyError
 from vlmtrain.config import AdapterConfig
+from vlmtrain.device import memory_bytes
 from vlmtrain.memory import StepLoad, estimate_memory
 from vlmtrain.model_shape import ModelShape, read_shape
 
@@ -52,6 +53,7 @@ def choose_precision(
     adapter: AdapterConfig | None = None,
     step: StepLoad | None = None,
     fused: bool = True,
+    gpu_memory_gb: float | None = None,
 ) -> Precision:
     """Resolves `--load-in`.
 
@@ -62,6 +64,7 @@ def choose_precision(
         adapter: What is trained, when a training step is to be planned.
         step: The longest micro-batch, likewise; None for a model that only answers.
         fused: The backend compiles norms and loss; see `memory.estimate_memory`.
+        gpu_memory_gb: Most memory of the GPU to use, in GiB, if not all of it.
 
     Raises:
         MissingDependencyError: 4- or 8-bit weights were asked for without a GPU.
@@ -91,7 +94,7 @@ def choose_precision(
         return Precision(load_in=requested, reason="asked for")
     if not torch.cuda.is_available():
         return Precision(load_in="32bit", reason="there is no GPU")
-    limit = MEMORY_SHARE * torch.cuda.get_device_properties(0).total_memory
+    limit = MEMORY_SHARE * memory_bytes(gpu_memory_gb)
     if adapter is not None and step is not None and method == "lora":
         return _plan_step(read_shape(config), adapter, step, limit, fused=fused)
     weights = count_weights(config)

@@ -10,6 +10,7 @@ from vlmdata.errors import ResourceError
 from vlmtrain.arrangement import arrange, plans_memory
 from vlmtrain.base_identity import identify_base, pin_base
 from vlmtrain.config import FitConfig
+from vlmtrain.device import limit_memory
 from vlmtrain.lengths import heaviest_step
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.loftq import begin_with_rounding, require_unrounded_base
@@ -115,6 +116,7 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
 
 
 def _load_for_training(config: FitConfig, prepared: Prepared) -> LoadedModel:
+    limit_memory(config.speed.gpu_memory_gb)
     precision = choose_precision(
         config.model.load_in,
         method=config.adapter.method,
@@ -122,6 +124,7 @@ def _load_for_training(config: FitConfig, prepared: Prepared) -> LoadedModel:
         adapter=config.adapter,
         step=heaviest_step(prepared.train.lengths, config.optimizer.batch_size),
         fused=prepared.backend.NAME == "unsloth",
+        gpu_memory_gb=config.speed.gpu_memory_gb,
     )
     say(f"weights in {precision.load_in} ({precision.reason})")
     if config.adapter.loftq or prepared.source.loftq:

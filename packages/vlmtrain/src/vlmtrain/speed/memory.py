@@ -49,7 +49,6 @@ def fit_to_memory(
         ResourceError: Not even one row fits.
     """
     device = next(loaded.model.parameters()).device
-    _cap_memory(config, device)
     switches = arrangement.switches = LayerSwitches(loaded.model, without=arrangement.frozen)
     rows_a_step = arrangement.rows * arrangement.passes
     fixed = config.speed.micro_batch is not None or config.speed.batch_tokens is not None
@@ -138,12 +137,6 @@ def _agree(choice: MemoryChoice, candidates: list[Candidate]) -> MemoryChoice:
     rows, kept = min(gather((choice.candidate.rows, choice.kept)))
     [candidate] = [candidate for candidate in candidates if candidate.rows == rows]
     return dataclasses.replace(choice, candidate=candidate, kept=kept)
-
-
-def _cap_memory(config: FitConfig, device: Any) -> None:
-    if config.speed.gpu_memory_gb is not None:
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, config.speed.gpu_memory_gb * 2**30 / total), device)
 
 
 def _budget(config: FitConfig, model: Any) -> int:
