@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import json
 import os
@@ -64,6 +65,8 @@ def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
     yield change
     if mounted:
+        # a build that failed may still hold mapped files of it
+        gc.collect()
         subprocess.run(["umount", str(place)], check=True)
 
 

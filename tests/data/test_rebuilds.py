@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,7 @@ def test_kill_at_any_moment_costs_nothing_that_was_finished(tmp_path: Path) -> N
         assert snapshot(out) == whole, f"killed after {moment:.2f} s"
         finished += len(before)
         redone += sum(StagedFiles(out / ".stage", n).rows.stat().st_mtime_ns != stamp for n, stamp in stamps.items())
+        shutil.rmtree(out)
     print(f"killed after {', '.join(moments)} of {seconds:.1f} s: {redone} of {finished} finished partitions redone")
     assert finished > KILLS
     assert redone < 0.1 * finished

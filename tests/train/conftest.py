@@ -117,6 +117,18 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def unlike_rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Rows as a collator gets them: one of one picture, one of two, one of two turns, one of text alone."""
+    from vlmdata.shards import open_folder
+    from vlmtrain.rows import open_rows
+
+    chosen = [make_row(1), make_row(2, images=2), make_row(3, turns=2)]
+    chosen.append(make_conversation(4, [turn("user", "A word?"), turn("assistant", "yes, of many letters")]))
+    opened = open_rows(open_folder(write_folder(tmp_path_factory.mktemp("rows"), {"train": chosen})).split("train"))
+    return [opened[index] for index in range(len(opened))]
+
+
+@pytest.fixture(scope="session")
 def made() -> SimpleNamespace:
     """The functions above, for tests that make rows of their own."""
     return SimpleNamespace(

@@ -8,18 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from vlmdata.shards import open_folder
 from vlmtrain.collator import VisionCollator
-from vlmtrain.rows import open_rows
 from vlmtrain.speed.compiled_blocks import CompiledBlocks, compile_vision_blocks, keep_if_faster
-
-
-@pytest.fixture(scope="module")
-def rows(made: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Two rows, one with two pictures."""
-    folder = made.folder(tmp_path_factory.mktemp("rows"), {"train": [made.row(1), made.row(2, images=2)]})
-    opened = open_rows(open_folder(folder).split("train"))
-    return [opened[index] for index in range(len(opened))]
 
 
 def train_step(model: Any, batch: dict[str, Any]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -37,12 +27,12 @@ def untouched(classes: Any) -> Any:
 
 @pytest.mark.parametrize(("family", "kinds"), [("gemma3", 1), ("llama3.2-vision", 2)])
 def test_compiled_blocks_give_the_same_loss_and_gradients(
-    family: str, kinds: int, tiny: Any, chat_of: Any, rows: Any
+    family: str, kinds: int, tiny: Any, chat_of: Any, unlike_rows: Any
 ) -> None:
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(tiny(family))
-    batch = VisionCollator(chat_of(family), dtype=torch.float32)(rows)
+    batch = VisionCollator(chat_of(family), dtype=torch.float32)(unlike_rows[:2])
     loss, gradients = train_step(model, batch)
     said: list[str] = []
     graphs: list[Any] = []
@@ -68,11 +58,11 @@ def test_compiled_blocks_give_the_same_loss_and_gradients(
     assert graphs == []
 
 
-def test_a_block_that_cannot_be_compiled_goes_on_as_it_was(tiny: Any, chat_of: Any, rows: Any) -> None:
+def test_a_block_that_cannot_be_compiled_goes_on_as_it_was(tiny: Any, chat_of: Any, unlike_rows: Any) -> None:
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(tiny("gemma3"))
-    batch = VisionCollator(chat_of("gemma3"), dtype=torch.float32)(rows)
+    batch = VisionCollator(chat_of("gemma3"), dtype=torch.float32)(unlike_rows[:2])
     loss, _ = train_step(model, batch)
     said: list[str] = []
 

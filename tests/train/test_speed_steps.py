@@ -11,7 +11,6 @@ from transformers import AutoModelForImageTextToText
 
 from vlmtrain.collator import VisionCollator
 from vlmtrain.masks import IGNORE_INDEX
-from vlmtrain.rows import open_rows
 from vlmtrain.speed import attention
 from vlmtrain.speed.loss import keep_supervised, sum_of_losses
 from vlmtrain.speed.packing import PackedCollator
@@ -19,18 +18,6 @@ from vlmtrain.speed.vision_inputs import VisionInputs
 
 QWEN = ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
 VARLEN = [*QWEN, "pixtral", "ministral3"]
-
-
-@pytest.fixture(scope="module")
-def rows(made: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Rows of unlike lengths; one with two pictures, one of two turns, one without a picture."""
-    from vlmdata.shards import open_folder
-
-    chosen = [made.row(1), made.row(2, images=2), made.row(3, turns=2)]
-    chosen.append(made.conversation(4, [made.turn("user", "A word?"), made.turn("assistant", "yes, of many letters")]))
-    folder = made.folder(tmp_path_factory.mktemp("rows"), {"train": chosen})
-    opened = open_rows(open_folder(folder).split("train"))
-    return [opened[index] for index in range(len(opened))]
 
 
 def load(tiny: Any, family: str) -> Any:
@@ -60,10 +47,10 @@ def assert_same(left: tuple[float, dict[str, torch.Tensor]], right: tuple[float,
 
 @pytest.mark.parametrize("family", VARLEN)
 def test_variable_length_vision_attention_is_the_loop(
-    family: str, tiny: Any, chat_of: Any, rows: Any, monkeypatch: pytest.MonkeyPatch
+    family: str, tiny: Any, chat_of: Any, unlike_rows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(tiny, family)
-    batch = VisionCollator(chat_of(family), dtype=torch.float32)(rows)
+    batch = VisionCollator(chat_of(family), dtype=torch.float32)(unlike_rows)
     assert attention.vision_gains(model)
     loop = loss_and_gradients(model, batch)
     calls = []
@@ -84,11 +71,13 @@ def test_variable_length_vision_attention_is_the_loop(
     assert_same(loop, varlen)
     # one call a layer, each over all pictures (or windows)
     assert len(calls) == model.config.vision_config.to_dict().get("depth", 2)
-    assert min(calls) >= sum(len(row["images"]) for row in rows)
+    assert min(calls) >= sum(len(row["images"]) for row in unlike_rows)
 
 
 @pytest.mark.parametrize("family", ["pixtral", "ministral3"])
-def test_features_of_a_picture_do_not_depend_on_its_neighbours(family: str, tiny: Any, chat_of: Any, rows: Any) -> None:
+def test_features_of_a_picture_do_not_depend_on_its_neighbours(
+    family: str, tiny: Any, chat_of: Any, unlike_rows: Any
+) -> None:
     model = load(tiny, family).eval()
     attention.use_varlen_vision(model)
     collate = VisionCollator(chat_of(family), dtype=torch.float32)
@@ -99,21 +88,21 @@ def test_features_of_a_picture_do_not_depend_on_its_neighbours(family: str, tiny
             out = model.model.get_image_features(batch["pixel_values"], image_sizes=batch["image_sizes"])
         return list(getattr(out, "pooler_output", out))
 
-    together = features(rows[:2])
-    alone = [*features(rows[:1]), *features(rows[1:2])]
+    together = features(unlike_rows[:2])
+    alone = [*features(unlike_rows[:1]), *features(unlike_rows[1:2])]
     for first, second in zip(torch.cat(together).split(8), torch.cat(alone).split(8), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", QWEN)
 def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(
-    family: str, tiny: Any, chat_of: Any, rows: Any
+    family: str, tiny: Any, chat_of: Any, unlike_rows: Any
 ) -> None:
     model = load(tiny, family)
     collate = VisionCollator(chat_of(family), dtype=torch.float32)
-    plain = collate(rows)
+    plain = collate(unlike_rows)
     expected = loss_and_gradients(model, plain)
-    packed = VisionInputs(PackedCollator(collate, model), model.config.vision_config)(rows)
+    packed = VisionInputs(PackedCollator(collate, model), model.config.vision_config)(unlike_rows)
     assert packed["input_ids"].shape == (1, int(plain["attention_mask"].sum()))
     assert (packed["labels"] != IGNORE_INDEX).sum() == (plain["labels"][:, 1:] != IGNORE_INDEX).sum()
     attention.use_varlen_vision(model)
