@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from vlmtrain.collator import VisionCollator
 from vlmtrain.layers import part_of
+from vlmtrain.speed.batches import BatchPlan
 from vlmtrain.speed.checkpointing import LayerSwitches
 from vlmtrain.speed.frozen_vision import skip_frozen_vision
 from vlmtrain.speed.trainer import Arrangement
@@ -54,7 +56,8 @@ def test_gradients_end_in_front_of_a_frozen_tower(family: str, tiny: Any, chat_o
         model.zero_grad(set_to_none=True)
         return found
 
-    arrangement = Arrangement(rows=2, passes=1, switches=LayerSwitches(model))
+    plan = BatchPlan(lengths=np.ones(2, dtype=np.int64), rows=2, passes=1)
+    arrangement = Arrangement(rows=2, passes=1, plan=plan, switches=LayerSwitches(model))
     arrangement.set_recomputation()
     before = gradients()
     assert any(asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from vlmdata.shards import open_folder
 from vlmtrain.collator import VisionCollator
 from vlmtrain.layers import part_of
 from vlmtrain.rows import open_rows, sample_indices
+from vlmtrain.speed.batches import BatchPlan
 from vlmtrain.trainer import plan_schedule
 from vlmtrain.training import fit
 
@@ -35,7 +37,10 @@ def losses_of(run: Path) -> list[dict]:
     ],
 )
 def test_steps_are_counted(values, rows, steps, steps_per_epoch, settings) -> None:
-    schedule = plan_schedule(settings(**{"max_steps": None, "warmup": 0.03} | values), rows)
+    config = settings(**{"max_steps": None, "warmup": 0.03} | values)
+    lengths = np.ones(rows, dtype=np.int64)
+    plan = BatchPlan(lengths=lengths, rows=config.optimizer.batch_size, passes=config.optimizer.grad_accum)
+    schedule = plan_schedule(config, plan.steps)
     assert (schedule.steps, schedule.steps_per_epoch) == (steps, steps_per_epoch)
     assert schedule.warmup_steps == 1
     assert schedule.eval_steps == 1

@@ -69,15 +69,15 @@ def arrange(
     if frozen:
         say(f"vision tower: frozen, its {len(frozen)} blocks go without a backward pass")
     blocks = _choose_compilation(config, backend, loaded, say, frozen=bool(frozen))
-    rows = config.speed.micro_batch or optimizer.batch_size
-    arrangement = Arrangement(rows=rows, passes=optimizer.grad_accum, frozen=frozen)
+    rows, passes = optimizer.batch_size, optimizer.grad_accum
     if config.speed.micro_batch:
-        arrangement.passes = _passes(optimizer.batch_size * optimizer.grad_accum, config.speed.micro_batch)
-    arrangement.plan = _choose_batching(config, train, loaded, arrangement, has_kernel, say)
+        rows, passes = config.speed.micro_batch, _passes(rows * passes, config.speed.micro_batch)
+    plan = _choose_batching(config, train, loaded, (rows, passes), has_kernel, say)
+    arrangement = Arrangement(rows=rows, passes=passes, plan=plan, frozen=frozen)
     if config.speed.loss_on == "supervised" or (config.speed.loss_on == "auto" and backend.NAME == "unsloth"):
         arrangement.score = backend.score_supervised
     arrangement.collate = collate
-    if arrangement.plan is not None and arrangement.plan.packed:
+    if plan.packed:
         arrangement.collate = PackedCollator(arrangement.collate, loaded.model)
     vision_config = getattr(loaded.model.config, "vision_config", None)
     if can_pack(loaded.model.config.model_type):
@@ -135,10 +135,10 @@ def _choose_batching(
     config: FitConfig,
     train: CheckedSplit,
     loaded: LoadedModel,
-    arrangement: Arrangement,
+    rows_and_passes: tuple[int, int],
     has_kernel: bool,
     say: Say,
-) -> BatchPlan | None:
+) -> BatchPlan:
     speed = config.speed
     packable = can_pack(loaded.model.config.model_type)
     if speed.batching == "packed" and not packable:
@@ -149,8 +149,8 @@ def _choose_batching(
     def plan(**how: Any) -> BatchPlan:
         return BatchPlan(
             lengths=train.lengths.tokens,
-            rows=arrangement.rows,
-            passes=arrangement.passes,
+            rows=rows_and_passes[0],
+            passes=rows_and_passes[1],
             processes=process_count(),
             seed=config.optimizer.seed,
             **how,
@@ -167,7 +167,7 @@ def _choose_batching(
             choice = "plain"
     if choice == "plain":
         say(f"rows in random order, {plain:.1%} of the tokens are padding")
-        return None
+        return plan()
     chosen = plan(tokens=speed.batch_tokens, by_length=choice == "length", packed=choice == "packed")
     how = "one after the other" if choice == "packed" else "with rows of like length"
     say(f"rows {how}: {chosen.padding():.1%} of the tokens are padding (in plain random order {plain:.1%})")

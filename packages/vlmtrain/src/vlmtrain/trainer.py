@@ -53,12 +53,9 @@ class Schedule:
     """One pass over the rows."""
 
 
-def plan_schedule(config: FitConfig, rows: int, steps_per_epoch: int | None = None) -> Schedule:
-    """Counts the steps of a run over `rows` training rows, or over as many steps as an epoch was arranged in."""
+def plan_schedule(config: FitConfig, steps_per_epoch: int) -> Schedule:
+    """Counts the steps of a run, of which an epoch has so many."""
     optimizer = config.optimizer
-    if steps_per_epoch is None:
-        batches = math.ceil(rows / (optimizer.batch_size * process_count()))
-        steps_per_epoch = max(1, math.ceil(batches / optimizer.grad_accum))
     steps = optimizer.max_steps or max(1, math.ceil(steps_per_epoch * optimizer.epochs))
     return Schedule(
         steps=steps,

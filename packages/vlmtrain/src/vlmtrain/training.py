@@ -64,9 +64,7 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
         loaded = _load_for_training(config, prepared)
         collate = _make_collator(config, prepared, loaded)
         arrangement = arrange(config, prepared.train, prepared.backend, loaded, collate, say)
-        schedule = plan_schedule(
-            config, len(prepared.train.rows), arrangement.plan.steps if arrangement.plan is not None else None
-        )
+        schedule = plan_schedule(config, arrangement.plan.steps)
         _say_schedule(config, schedule)
         # Nothing is written, and no earlier run thrown away, before everything that can be refused has passed.
         run = open_run_folder(config, resume=resume, overwrite=overwrite)

@@ -7,7 +7,6 @@ import gc
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from vlmdata.errors import ResourceError
@@ -66,8 +65,7 @@ def fit_to_memory(
     choice = _agree(choice, candidates)
     switches.keep_last(choice.kept)
     arrangement.rows, arrangement.passes = choice.candidate.rows, rows_a_step // choice.candidate.rows
-    if arrangement.plan is not None:
-        arrangement.plan = dataclasses.replace(arrangement.plan, rows=arrangement.rows, passes=arrangement.passes)
+    arrangement.plan = dataclasses.replace(arrangement.plan, rows=arrangement.rows, passes=arrangement.passes)
     say(
         f"{arrangement.rows} rows a pass, {arrangement.passes} passes a step; {switches.describe()}; the heaviest pass "
         f"({choice.candidate.tokens} tokens) took {peak / 1e9:.1f} GB, {choice.bytes / 1e9:.1f} GB were expected"
@@ -77,8 +75,7 @@ def fit_to_memory(
 def first_pass(train: CheckedSplit, loaded: LoadedModel, arrangement: Arrangement) -> Callable[[], None]:
     """A forward and backward pass over the first rows of the run, to be timed; nothing is learned from it."""
     device = next(loaded.model.parameters()).device
-    positions = range(arrangement.rows) if arrangement.plan is None else arrangement.plan.arrange(0)[0]
-    collated, batch = _collate([train.rows[row] for row in positions], arrangement, device)
+    collated, batch = _collate([train.rows[row] for row in arrangement.plan.arrange(0)[0]], arrangement, device)
 
     def run() -> None:
         with torch.random.fork_rng(devices=[device]):
@@ -153,9 +150,6 @@ def _budget(config: FitConfig, model: Any) -> int:
 
 def _heaviest(train: CheckedSplit, arrangement: Arrangement, rows_a_step: int, size: int) -> tuple[list[int], int]:
     """The rows of the heaviest pass of a run with `size` rows a pass, and its tokens."""
-    if arrangement.plan is None:
-        rows = np.argsort(train.lengths.tokens)[-size:].tolist()
-        return rows, int(train.lengths.tokens.max()) * len(rows)
     plan = dataclasses.replace(arrangement.plan, rows=size, passes=rows_a_step // size)
     rows = plan.heaviest(_EPOCHS_SEARCHED)
     return rows, plan.cost(rows)

@@ -37,8 +37,8 @@ class Arrangement:
     """Rows of one forward pass on one device."""
     passes: int
     """Forward passes of one step on one device."""
-    plan: BatchPlan | None = None
-    """Which rows go through together; None for random order, padded."""
+    plan: BatchPlan
+    """Which rows go through together."""
     collate: Callable[[list[Batch]], Batch] | None = None
     """Rows to a batch in training, where it differs from evaluation."""
     add_vision_inputs: Callable[[Batch], Batch] | None = None
@@ -53,7 +53,7 @@ class Arrangement:
     @property
     def packed(self) -> bool:
         """Whether rows come one after the other, without padding."""
-        return self.plan is not None and self.plan.packed
+        return self.plan.packed
 
     def set_recomputation(self) -> None:
         """Sets what each layer does; Unsloth resets them all whenever it changes between training and inference."""
@@ -106,8 +106,6 @@ class ArrangedSteps:
 
     def get_train_dataloader(self) -> Any:
         """Batches as planned."""
-        if self.arrangement.plan is None:
-            return self._base.get_train_dataloader()
         workers = self.args.dataloader_num_workers
         # Not through accelerate, which would deal batches out by their number of rows: they are dealt out already.
         trainer: Any = self
