@@ -1,12 +1,14 @@
 """The peak that `vlmtrain plan` foresees against what a few training steps take on a GPU.
 
     python benchmarks/plan_against_measured.py --out DIR [--shapes qwen2.5-vl-3b gemma3-4b ministral3-3b]
-        [--cases unsloth:16bit:off unsloth:4bit:on] [--image 1000x750] [--batch-size 4] [--steps 3]
+        [--cases unsloth:16bit:off:on unsloth:4bit:on] [--image 1000x750] [--batch-size 4] [--steps 3]
 
 Makes, in DIR, models of real sizes with random weights (nothing is fetched), and a
-set of one-coloured pictures. Each case, BACKEND:PRECISION:CHECKPOINTING, then trains in a process of its own, and
-`torch.cuda.max_memory_allocated` and `max_memory_reserved` stand beside the plan. Prints a table, writes
-DIR/plan.json, and ends with 1 where the plan is off by more than 15 %. Without a GPU, --tiny tries the script out.
+set of one-coloured pictures. Each case, BACKEND:PRECISION:CHECKPOINTING[:COMPILE], then trains in a process of its own;
+COMPILE is what --compile-vision takes, auto where it is left out. `torch.cuda.max_memory_allocated` and
+`max_memory_reserved` stand beside the plan, and so does what the blocks of either stack kept of the last forward pass.
+Prints a table, writes DIR/plan.json, and ends with 1 where the plan is off by more than 15 %. Without a GPU, --tiny
+tries the script out.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from shapes import SHAPES
 
 TOLERANCE = 0.15
 TEXT_WORDS = 60
+CASES = ["unsloth:16bit:off:off", "unsloth:16bit:off:on", "unsloth:4bit:on"]
 
 
 def main() -> int:
@@ -32,7 +35,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     shapes = ["qwen2.5-vl-3b", "gemma3-4b", "ministral3-3b"]
     parser.add_argument("--shapes", nargs="+", default=shapes, choices=list(SHAPES))
-    parser.add_argument("--cases", nargs="+", default=["unsloth:16bit:off", "unsloth:4bit:on"])
+    parser.add_argument("--cases", nargs="+", default=CASES)
     parser.add_argument("--image", default="1000x750")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3)
@@ -106,12 +109,12 @@ def make_model(out: Path, shape: str, *, tiny: bool) -> Path:
 
 def run_case(shape: str, case: str, model: Path, data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Plans and measures one case."""
-    backend, load_in, checkpointing = case.split(":")
+    backend, load_in, checkpointing, compiled = (*case.split(":"), "auto")[:4]
     run = arguments.out / "runs" / f"{shape}-{case.replace(':', '-')}"
     values = {
         **{"data": str(data), "model": str(model), "out": str(run), "backend": backend, "load_in": load_in},
         **{"gradient_checkpointing": checkpointing, "batch_size": arguments.batch_size, "grad_accum": 1},
-        **{"max_steps": arguments.steps, "warmup": 0.0},
+        **{"max_steps": arguments.steps, "warmup": 0.0, "compile_vision": compiled},
     }
     planned = foresee(values)
     began = time.monotonic()
@@ -138,7 +141,12 @@ def foresee(values: dict[str, Any]) -> dict[str, Any]:
     optimizer = OptimizerConfig(
         batch_size=values["batch_size"], grad_accum=1, gradient_checkpointing=values["gradient_checkpointing"]
     )
-    config = PlanConfig(model=values["model"], data=Path(values["data"]), backend=values["backend"])
+    config = PlanConfig(
+        model=values["model"],
+        data=Path(values["data"]),
+        backend=values["backend"],
+        compile_vision=values["compile_vision"],
+    )
     plan = make_plan(config, AdapterConfig(), optimizer)
     if values["gradient_checkpointing"] == "auto":
         raise SystemExit("auto recomputes as few layers as the GPU's memory allows: there is no one peak to foresee")
@@ -156,15 +164,62 @@ def foresee(values: dict[str, Any]) -> dict[str, Any]:
 def train_and_measure(values: dict[str, Any]) -> None:
     """Trains, and prints the peak as the last line."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from vlmtrain import training
     from vlmtrain.config import FitConfig
-    from vlmtrain.training import fit
 
-    fit(FitConfig.from_values({**values, "data": Path(values["data"]), "out": Path(values["out"])}), overwrite=True)
+    kept: dict[str, int] = {}
+    make_trainer = training.make_trainer
+
+    def weigh_and_make(backend: Any, loaded: Any, *arguments: Any, **keywords: Any) -> Any:
+        weigh_blocks(loaded, kept)
+        return make_trainer(backend, loaded, *arguments, **keywords)
+
+    training.make_trainer = weigh_and_make
+    training.fit(
+        FitConfig.from_values({**values, "data": Path(values["data"]), "out": Path(values["out"])}), overwrite=True
+    )
     import torch
+
+    from vlmtrain.layers import part_of
 
     on_gpu = torch.cuda.is_available()
     allocated = torch.cuda.max_memory_allocated() if on_gpu else None
-    print(json.dumps({"allocated": allocated, "reserved": torch.cuda.max_memory_reserved() if on_gpu else None}))
+    sums = {part: sum(size for name, size in kept.items() if part_of(name) == part) for part in ("vision", "language")}
+    print(
+        json.dumps(
+            {
+                **{"allocated": allocated, "reserved": torch.cuda.max_memory_reserved() if on_gpu else None},
+                **{f"{part}_kept": size if on_gpu else None for part, size in sums.items()},
+            }
+        )
+    )
+
+
+def weigh_blocks(loaded: Any, kept: dict[str, int]) -> None:
+    """Notes by block what is in use after it beyond what was before, in the last forward pass of training."""
+    import torch
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    from vlmtrain.loaded import base_of
+
+    def start(name: str) -> Any:
+        def note(block: Any, *_: Any) -> None:
+            if block.training:
+                kept[name] = -torch.cuda.memory_allocated()
+
+        return note
+
+    def end(name: str) -> Any:
+        def note(block: Any, *_: Any) -> None:
+            if block.training:
+                kept[name] += torch.cuda.memory_allocated()
+
+        return note
+
+    for name, block in base_of(loaded.model).named_modules():
+        if isinstance(block, GradientCheckpointingLayer):
+            block.register_forward_pre_hook(start(name))
+            block.register_forward_hook(end(name))
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
@@ -173,14 +228,18 @@ def print_table(results: list[dict[str, Any]]) -> None:
     def gib(value: int | None) -> str:
         return f"{value / 2**30:.1f}" if value is not None else "-"
 
-    print("| shape | case | B parameters | tokens | patches | planned GiB | measured | error | with CUDA | reserved |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| shape | case | B parameters | tokens | patches | planned GiB | measured | error | with CUDA | reserved | "
+        "vision kept, planned | measured | language kept, planned | measured |"
+    )
+    print("|---|---|" + "---|" * 12)
     for each in results:
         error = f"{each['error']:+.0%}" if each["error"] is not None else "-"
         print(
             f"| {each['shape']} | {each['case']} | {each['parameters'] / 1e9:.2f} | {each['tokens']} | "
             f"{each['patches']} | {gib(each['peak'])} | {gib(each['allocated'])} | {error} | {gib(each['device'])} | "
-            f"{gib(each['reserved'])} |"
+            f"{gib(each['reserved'])} | {gib(each['vision_activations'])} | {gib(each['vision_kept'])} | "
+            f"{gib(each['language_activations'])} | {gib(each['language_kept'])} |"
         )
 
 

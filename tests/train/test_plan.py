@@ -10,8 +10,9 @@ import pytest
 
 from vlmdata.errors import ConfigError
 from vlmtrain.config import AdapterConfig, OptimizerConfig
-from vlmtrain.plan import describe_plan, make_plan
+from vlmtrain.plan import make_plan
 from vlmtrain.plan_config import PlanConfig
+from vlmtrain.plan_text import describe_plan
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,23 @@ def test_a_config_alone_is_enough(config_file: Path) -> None:
         parts, total = [float(cell) for cell in row[2:6]], float(row[6])
         assert sum(parts) == pytest.approx(total, abs=0.21)
         assert ("does not fit" in " ".join(row)) == (float(row[7]) > 24 * 0.85)
+
+
+def test_compiled_vision_blocks_are_counted_where_fit_compiles_them(config_file: Path) -> None:
+    peaks = {
+        choice: plan(config_file, compile_vision=choice).estimate("16bit", "off").peak
+        for choice in ("auto", "on", "off")
+    }
+    assert peaks["auto"] == peaks["on"] < peaks["off"]
+    compiled, plain = (f"{peaks[choice] / 2**30:.1f}" for choice in ("on", "off"))
+    said = {choice: describe_plan(plan(config_file, compile_vision=choice)) for choice in peaks}
+    tail = f"as they are, 16bit off takes {plain} GiB instead of {compiled}"
+    assert f"blocks of the vision tower: compiled, as fit most likely keeps them; {tail}" in said["auto"]
+    assert f"blocks of the vision tower: compiled; {tail}" in said["on"]
+    assert f"as they are; compiled, 16bit off takes {compiled} GiB instead of {plain}" in said["off"]
+    # a frozen tower keeps nothing either way
+    frozen = plan(config_file, adapter=AdapterConfig(finetune_vision_layers=False))
+    assert "blocks of the vision tower" not in describe_plan(frozen)
 
 
 def test_what_to_change_is_worked_out_when_nothing_fits(config_file: Path) -> None:

@@ -150,7 +150,8 @@ def plan(**options: Any) -> None:
     given = {name: value for name, value in options.items() if value not in (None, ())}
     values = {**dict.fromkeys(options), **preset_values(options["preset"]), **given}
     planned, adapter, optimizer = _build_all(sections, values)
-    from vlmtrain.plan import describe_plan, make_plan
+    from vlmtrain.plan import make_plan
+    from vlmtrain.plan_text import describe_plan
 
     click.echo(describe_plan(make_plan(planned, adapter, optimizer)))
 

@@ -8,19 +8,9 @@ What stays all the time, in bytes a parameter:
     trained      adapters of r (inputs + outputs) parameters a layer, held in 32 bit (4) with gradients (4), moments
                  (8; 8-bit AdamW 2) and the 16-bit copy that autocast keeps (2); with `--method full`, all weights.
 
-What the forward pass keeps for the backward pass, in 16-bit numbers a position of one block. `h` is the width of the
-residual stream, `m` of the MLP, `q`, `k`, `v` of the projections; a frozen linear layer keeps nothing, an adapter its
-input. After Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models" (arXiv 2205.05198),
-whose layers are all trained, so that their terms differ:
-
-    norms        h each; 2 h where autocast computes it in 32 bit (LayerNorm, and every norm that is not compiled)
-    adapters     h for those of the attention, h for those of the MLP; in eager PEFT each casts a copy of its own
-    attention    q + k + v after rotation, and its output q; a fused `qkv` is held whole by its view of the values
-    MLP          what gate and up give (2 m; 1 m without a gate), the activation (m; eager and gated), the product (m)
-
-Checkpointing keeps one h a block instead, and one block at a time is computed again. The peak is the highest of three
-moments: at the loss, in the backward pass of the language model, and in that of the vision tower, when all that the
-language model kept is gone.
+What a block keeps of the forward pass is worked out in `vlmtrain.block_memory`. Checkpointing keeps the block's input
+instead, and one block at a time is computed again. The peak is the highest of three moments: at the loss, in the
+backward pass of the language model, and in that of the vision tower, when all that the language model kept is gone.
 """
 
 from __future__ import annotations
@@ -30,15 +20,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlmtrain.adapter_config import AdapterConfig
+from vlmtrain.block_memory import block_bytes, gradient_bytes
 from vlmtrain.layers import adapter_targets, full_modules
-from vlmtrain.model_shape import Block, Linear, ModelShape, Norm
+from vlmtrain.model_shape import Block, ModelShape
 
 __all__ = [
     "OPTIMIZER_BYTES",
     "Checkpointing",
     "MemoryEstimate",
     "StepLoad",
-    "block_bytes",
     "estimate_memory",
     "trainable_parameters",
 ]
@@ -113,6 +103,7 @@ def estimate_memory(
     fused: bool = True,
     offloaded: bool = False,
     optimizer: str = "adamw_8bit",
+    compiled_vision: bool = False,
 ) -> MemoryEstimate:
     """Estimates the peak of a training step.
 
@@ -127,6 +118,7 @@ def estimate_memory(
             transformers with peft.
         offloaded: Checkpoints go to the host's memory, as with Unsloth's own checkpointing.
         optimizer: Name of the optimizer.
+        compiled_vision: The blocks of the vision tower are compiled, as `vlmtrain.speed.compiled_blocks` does it.
 
     Returns:
         The parts and the peak.
@@ -149,10 +141,12 @@ def estimate_memory(
         if block.part != "language" and not vision_learns:
             continue
         positions = _positions(block, load, shape)
-        held = block_bytes(block, positions, load=load, targets=targets, fused=fused)
+        compiled = compiled_vision and block.part == "vision"
+        pictures = load.patches / max(positions, 1) if block.is_cross_attention else 1.0
+        held = block_bytes(block, positions, pictures=pictures, targets=targets, fused=fused, compiled=compiled)
         boundary = 0 if offloaded else positions * block.width * _HALF
         kept[block.part] += share * boundary + (1 - share) * held
-        gradients = _gradient_bytes(block, positions, fused=fused)
+        gradients = gradient_bytes(block, positions, fused=fused or compiled)
         work[block.part] = max(work[block.part], (held if share else 0.0) + gradients)
     vision = kept["vision"] + kept["connector"] + _input_bytes(shape, load)
     if vision_learns:
@@ -160,7 +154,7 @@ def estimate_memory(
     elif shape.stack("vision"):
         # Nothing of a frozen tower is kept, but its widest block has to run.
         widest = max(shape.stack("vision"), key=lambda block: block.parameters)
-        work["vision"] = _gradient_bytes(widest, load.patches, fused=fused)
+        work["vision"] = gradient_bytes(widest, load.patches, fused=fused)
     if _masks_all_pairs(shape):
         vision += load.patches**2 * _HALF
     language = kept["language"] + 2 * load.tokens * shape.hidden * _HALF
@@ -191,79 +185,6 @@ def trainable_parameters(shape: ModelShape, adapter: AdapterConfig) -> int:
     magnitudes = sum(each.outputs for each in adapted) if adapter.dora else 0
     copied = sum(int(parameter.numel()) for module in in_full for parameter in module.parameters())
     return sum(adapter.r * (each.inputs + each.outputs) for each in adapted) + magnitudes + copied
-
-
-def block_bytes(block: Block, positions: int, *, load: StepLoad, targets: set[str], fused: bool) -> int:
-    """What one block keeps of a forward pass without checkpointing.
-
-    Args:
-        block: The block.
-        positions: Tokens or patches that go through it.
-        load: The micro-batch, for the pictures' share of cross-attention.
-        targets: Names of the layers that are trained, by adapters or wholly.
-        fused: See `estimate_memory`.
-    """
-    attention = [each for each in block.linears if each.kind == "attention"]
-    mlp = [each for each in block.linears if each.kind != "attention"]
-    numbers = sum(_norm_numbers(norm, block, fused=fused) for norm in block.norms)
-    numbers += _attention_numbers(attention, targets, fused=fused, block=block, load=load, positions=positions)
-    numbers += _mlp_numbers(mlp, targets, fused=fused)
-    return int(numbers * positions * _HALF)
-
-
-def _attention_numbers(
-    layers: list[Linear], targets: set[str], *, fused: bool, block: Block, load: StepLoad, positions: int
-) -> float:
-    if not layers:
-        return 0.0
-    *projections, output = _output_last(layers)
-    into = [each for each in projections if each.name in targets]
-    numbers = float(sum(each.inputs for each in into[:1] if fused) + sum(each.inputs for each in into if not fused))
-    if len(projections) == 1:
-        # One layer gives queries, keys and values: rotation makes new queries and keys, the values hold the whole.
-        numbers += projections[0].outputs * 2
-    elif block.is_cross_attention:
-        pictures = sum(each.outputs for each in projections if each.leaf in ("k_proj", "v_proj"))
-        numbers += sum(each.outputs for each in projections) - pictures
-        numbers += pictures * load.patches / max(positions, 1)
-    else:
-        numbers += sum(each.outputs for each in projections)
-    numbers += output.inputs
-    return numbers + (output.inputs if output.name in targets and not fused else 0)
-
-
-def _mlp_numbers(layers: list[Linear], targets: set[str], *, fused: bool) -> float:
-    if not layers:
-        return 0.0
-    *rising, falling = _output_last(layers)
-    into = [each for each in rising if each.name in targets]
-    numbers = float(sum(each.inputs for each in into[:1] if fused) + sum(each.inputs for each in into if not fused))
-    numbers += sum(each.outputs for each in rising)
-    if len(rising) > 1 and not fused:
-        numbers += falling.inputs
-    return numbers + (falling.inputs if falling.name in targets else 0)
-
-
-def _output_last(layers: list[Linear]) -> list[Linear]:
-    """Projections into the block first, the one back into the residual stream last; their order differs by model."""
-    last = [each for each in layers if each.leaf in ("o_proj", "out_proj", "proj", "down_proj", "fc2", "linear_fc2")]
-    output = last[-1] if last else layers[-1]
-    return [each for each in layers if each is not output] + [output]
-
-
-def _norm_numbers(norm: Norm, block: Block, *, fused: bool) -> float:
-    features = norm.features
-    if features < block.width:
-        # Norms of queries and keys go over each head by itself.
-        wanted = "q_proj" if "q" in norm.name.rpartition(".")[2] else "k_proj"
-        features = next((each.outputs for each in block.linears if each.leaf == wanted), features)
-    return features * (1.0 if fused and not norm.is_layer_norm else 2.0)
-
-
-def _gradient_bytes(block: Block, positions: int, *, fused: bool) -> float:
-    """What is in use at once while one block's gradients are computed: its widest tensors, four or six of them."""
-    widest = max(each.outputs if each.outputs > each.inputs else each.inputs for each in block.linears)
-    return positions * widest * _HALF * (4 if fused else 6)
 
 
 def _positions(block: Block, load: StepLoad, shape: ModelShape) -> int:

@@ -32,6 +32,9 @@ class PlanConfig:
     """Tokens of a row's text, where there is no --data."""
     backend: Literal["unsloth", "transformers"] = "unsloth"
     """Program that would train: the other keeps more for the backward pass."""
+    compile_vision: Literal["auto", "on", "off"] = "auto"
+    """Whether the blocks of the vision tower are compiled, which keep less. auto: where the tower is trained, as fit
+    then compiles them on a GPU and most likely keeps them so."""
     gpu_memory_gb: float | None = None
     """Memory of the GPU in GiB. Unset: that of the GPU here, if there is one."""
     tflops: float | None = None
