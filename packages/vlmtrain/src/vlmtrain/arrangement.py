@@ -85,11 +85,11 @@ def arrange(
         arrangement.add_vision_inputs = vision_inputs.add
     if plans_memory(config):
         fit_to_memory(config, train, loaded, arrangement, say)
-        if blocks is not None and blocks.enabled and config.speed.compile_vision == "auto":
-            keep_if_faster(blocks, first_pass(train, loaded, arrangement), torch.cuda.synchronize, say)
-            if not blocks.enabled:
-                # blocks as they were keep more
-                fit_to_memory(config, train, loaded, arrangement, say)
+    if blocks is not None and blocks.enabled and config.speed.compile_vision == "auto":
+        keep_if_faster(blocks, first_pass(train, loaded, arrangement), torch.cuda.synchronize, say)
+        if not blocks.enabled and plans_memory(config):
+            # blocks as they were keep more
+            fit_to_memory(config, train, loaded, arrangement, say)
     return arrangement
 
 
