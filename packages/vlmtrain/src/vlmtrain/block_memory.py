@@ -11,8 +11,8 @@ in Large Transformer Models" (arXiv 2205.05198), whose layers are all trained, s
 
 A block that torch.compile takes whole is cut into forward and backward pass by its min-cut partitioner, which computes
 32-bit copies, rotations and gates again, but nothing that a matrix product of the backward pass reads: the input of
-each adapter stays. Under Unsloth, whose norms and MLPs are compiled one by one in any case, that is h less for each
-LayerNorm, and nothing less where norms are root-mean-square ones.
+each adapter stays. Under Unsloth, whose norms and MLPs are compiled one by one in any case, little is left to save: h
+for each LayerNorm.
 """
 
 from __future__ import annotations
