@@ -1,11 +1,11 @@
 """The peak that `vlmtrain plan` foresees against what a few training steps take on a GPU.
 
     python benchmarks/plan_against_measured.py --out DIR [--shapes qwen2.5-vl-3b gemma3-4b ministral3-3b]
-        [--cases unsloth:16bit:off:on unsloth:4bit:on] [--image 1000x750] [--batch-size 4] [--steps 3]
+        [--cases unsloth:16bit:off:on unsloth:4bit:on:on] [--image 1000x750] [--batch-size 4] [--steps 3]
 
-Makes, in DIR, models of real sizes with random weights (nothing is fetched), and a
-set of one-coloured pictures. Each case, BACKEND:PRECISION:CHECKPOINTING[:COMPILE], then trains in a process of its own;
-COMPILE is what --compile-vision takes, auto where it is left out. `torch.cuda.max_memory_allocated` and
+Makes, in DIR, models of real sizes with random weights (nothing is fetched), and a set of one-coloured pictures. Each
+case, BACKEND:PRECISION:CHECKPOINTING[:COMPILE], then trains in a process of its own. COMPILE is what --compile-vision
+takes: auto where it is left out, whose peak may be that of passes timed without. `torch.cuda.max_memory_allocated` and
 `max_memory_reserved` stand beside the plan, and so does what the blocks of either stack kept of the last forward pass.
 Prints a table, writes DIR/plan.json, and ends with 1 where the plan is off by more than 15 %. Without a GPU, --tiny
 tries the script out.
@@ -27,7 +27,7 @@ from shapes import SHAPES
 
 TOLERANCE = 0.15
 TEXT_WORDS = 60
-CASES = ["unsloth:16bit:off:off", "unsloth:16bit:off:on", "unsloth:4bit:on"]
+CASES = ["unsloth:16bit:off:off", "unsloth:16bit:off:on", "unsloth:4bit:on:on"]
 
 
 def main() -> int:
