@@ -16,7 +16,7 @@ os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it would connect out
 os.environ.setdefault("UNSLOTH_DISABLE_LLM_COMPRESSOR_AUTOINSTALL", "1")  # exports never install packages
 os.environ.setdefault("UNSLOTH_AUTO_INSTALL", "0")  # nor compile llama.cpp
 # With flex attention Gemma 3's gradients were thousands of times too large after the passes that are tried before the
-# first step (34 layers, H200), and right without such passes. torch's own attention serves instead.
+# first step (34 layers, H200), and right without such passes.
 os.environ.setdefault("UNSLOTH_ENABLE_FLEX_ATTENTION", "0")
 os.environ.setdefault(  # else it writes a folder into the working directory
     "UNSLOTH_COMPILE_LOCATION", os.path.join(tempfile.gettempdir(), f"vlmtrain-unsloth-{os.getuid()}")
@@ -99,6 +99,10 @@ def load_model(
         ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{source.name}: cannot be loaded: {' '.join(str(error).split())}") from error
+    if model.config._attn_implementation == "eager" and model._supports_sdpa:
+        # what Unsloth is left with for Gemma 3; it would keep all attention scores, 106 GiB for 4 pictures
+        model.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
+        print("attention: torch's scaled_dot_product_attention (Unsloth would take its unfused one)")
     return LoadedModel(
         model=model, processor=processor, source=source, backend=NAME, load_in=load_in, dtype=model.dtype
     )

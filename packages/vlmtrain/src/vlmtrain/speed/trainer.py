@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -120,16 +121,18 @@ class ArrangedSteps:
         )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any, **kwargs: Any) -> Any:
-        """The forward passes of one step, and the supervised tokens of all of them on all devices."""
+        """The forward passes of one step, and the supervised tokens of all of them on all devices.
+
+        Counted here, as Unsloth gathers counts that are on the host still, which NCCL refuses.
+        """
         with self.clock.waiting():
-            batches, items = self._base.get_batch_samples(epoch_iterator, num_batches, *args, **kwargs)
+            batches = list(itertools.islice(epoch_iterator, num_batches))
         self.clock.count_tokens(sum(batch["input_ids"].numel() for batch in batches))
-        if self.arrangement.score is not None and batches:
-            items = torch.stack([(batch["labels"][:, 1:] != IGNORE_INDEX).sum() for batch in batches]).sum()
-            items = items.to(self.args.device)
-            if self.args.world_size > 1:
-                items = self.accelerator.gather(items).sum()
-        return batches, items
+        if not batches:
+            return batches, None
+        items = torch.stack([(batch["labels"][:, 1:] != IGNORE_INDEX).sum() for batch in batches]).sum()
+        items = items.to(self.args.device)
+        return batches, self.accelerator.gather(items).sum() if self.args.world_size > 1 else items
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
