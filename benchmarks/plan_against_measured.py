@@ -184,12 +184,14 @@ def train_and_measure(values: dict[str, Any]) -> None:
 
     on_gpu = torch.cuda.is_available()
     allocated = torch.cuda.max_memory_allocated() if on_gpu else None
+    # a block that is recomputed keeps nothing of its forward pass; what is weighed is the second one
+    weighed = on_gpu and values["gradient_checkpointing"] == "off"
     sums = {part: sum(size for name, size in kept.items() if part_of(name) == part) for part in ("vision", "language")}
     print(
         json.dumps(
             {
                 **{"allocated": allocated, "reserved": torch.cuda.max_memory_reserved() if on_gpu else None},
-                **{f"{part}_kept": size if on_gpu else None for part, size in sums.items()},
+                **{f"{part}_kept": size if weighed else None for part, size in sums.items()},
             }
         )
     )

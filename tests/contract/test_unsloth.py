@@ -157,6 +157,14 @@ def test_the_flags_choose_the_same_layers(work: Path) -> None:
             assert names
 
 
+def test_no_family_keeps_all_attention_scores(work: Path) -> None:
+    # left to itself, Unsloth takes Gemma 3's unfused attention where flex attention is off
+    found = json.loads((work / "attention.json").read_text(encoding="utf-8"))
+    assert set(found) == set(FAMILIES)
+    for family, implementations in found.items():
+        assert implementations == ["sdpa"], family
+
+
 def test_both_backends_adapt_the_same_layers(work: Path, reference: Path) -> None:
     from safetensors import safe_open
 
@@ -198,4 +206,5 @@ def test_no_saved_tokenizer_cuts_texts(work: Path) -> None:
 def test_nothing_is_written_into_the_working_directory(work: Path) -> None:
     left = {path.name for path in work.iterdir()}
     made = {"data", "model", "tiny", "conversations.json", "fit.yaml", "transformers"}
-    assert left <= made | {"unsloth", "merged", "collated.safetensors", "masks.json", "layers.json", "ranked.jsonl"}
+    made |= {"unsloth", "merged", "collated.safetensors", "masks.json", "layers.json", "ranked.jsonl", "attention.json"}
+    assert left <= made

@@ -100,6 +100,22 @@ def choose_layers(out: Path) -> None:
     out.write_text(json.dumps(found), encoding="utf-8")
 
 
+def name_attention(out: Path) -> None:
+    """How every family's model attends, module by module, after it was loaded."""
+    from vlmtrain.backends import unsloth as backend
+    from vlmtrain.processors import load_processor
+    from vlmtrain.source import find_model
+
+    found: dict[str, list[str]] = {}
+    for folder in sorted(Path("tiny").iterdir()):
+        source = find_model(str(folder))
+        options: dict[str, Any] = {"load_in": "16bit", "max_length": 512, "method": "lora", "checkpointing": "on"}
+        model = backend.load_model(source, load_processor(source), **options, trust_remote_code=False).model
+        attending = [module for name, module in model.named_modules() if name.endswith("attn")]
+        found[folder.name] = sorted({module.config._attn_implementation for module in attending})
+    out.write_text(json.dumps(found), encoding="utf-8")
+
+
 def main(work: Path) -> None:
     os.chdir(work)
     unsloth_on_cpu.patch_trainer()
@@ -109,6 +125,7 @@ def main(work: Path) -> None:
     collate_batches(Path("collated.safetensors"))
     mask_conversations(Path("masks.json"))
     choose_layers(Path("layers.json"))
+    name_attention(Path("attention.json"))
 
 
 if __name__ == "__main__":
