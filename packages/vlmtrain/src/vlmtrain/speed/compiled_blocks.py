@@ -1,4 +1,4 @@
-"""The blocks of a vision tower compiled, one graph for all of them.
+"""The blocks of a vision tower compiled, one graph for all of a kind.
 
 A block is some hundred small operations on either way through it: norms, rotations, casts of adapters. One by one they
 cost the host more time than the GPU needs for them, which then waits. Compiled, most of them are part of a few kernels.
@@ -22,6 +22,7 @@ import torch
 from vlmtrain.layers import vision_stacks
 from vlmtrain.loaded import base_of
 from vlmtrain.processes import gather
+from vlmtrain.speed.attention import vision_gains
 
 __all__ = ["CompiledBlocks", "compile_vision_blocks", "keep_if_faster"]
 
@@ -52,25 +53,32 @@ def compile_vision_blocks(
         make_traceable: Of the backend; see `vlmtrain.backends.Backend`.
         backend: Of torch.compile.
     """
+    # Where pictures differ in size, sizes are symbols from the start: a graph for each would take minutes. Towers that
+    # take one size get graphs of that size; torch makes the batch a symbol when it changes.
+    dynamic = True if vision_gains(model) else None
     kinds: dict[type, list[Any]] = {}
     for stack in vision_stacks(base_of(model)):
         kinds.setdefault(type(stack[0]), []).extend(stack)
     compiled = CompiledBlocks(count=sum(map(len, kinds.values())))
     for kind, blocks in kinds.items():
         tracing = make_traceable({type(module) for block in blocks for module in block.modules()})
-        forward = _compile(kind, compiled, say, tracing, backend)
+        compile_kind = functools.partial(torch.compile, dynamic=dynamic, fullgraph=True, backend=backend)
+        forward = _compile(kind, compiled, say, tracing, compile_kind)
         for block in blocks:
             block.forward = types.MethodType(forward, block)
     return compiled
 
 
 def _compile(
-    kind: Any, blocks: CompiledBlocks, say: Callable[[str], None], tracing: Tracing, backend: str
+    kind: Any,
+    blocks: CompiledBlocks,
+    say: Callable[[str], None],
+    tracing: Tracing,
+    compile_kind: Callable[[Callable[..., Any]], Callable[..., Any]],
 ) -> Callable[..., Any]:
     """The forward of a kind of blocks: compiled while it trains, and as long as that works."""
     plain = kind.forward
-    # Sizes are symbols from the start: pictures differ, and a graph for each would take minutes.
-    compiled = torch.compile(plain, dynamic=True, fullgraph=True, backend=backend)
+    compiled = compile_kind(plain)
 
     @functools.wraps(plain)
     def forward(block: Any, *args: Any, **kwargs: Any) -> Any:
