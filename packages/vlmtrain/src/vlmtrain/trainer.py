@@ -20,13 +20,14 @@ from vlmtrain.chat import image_token_ids
 from vlmtrain.checkpoints import with_loadable_checkpoints, with_whole_checkpoints
 from vlmtrain.config import FitConfig
 from vlmtrain.device import half_precision
+from vlmtrain.divergence import make_divergence_callback
 from vlmtrain.early_stop import make_early_stop
 from vlmtrain.layers import part_of
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.loggers import logger_arguments, make_logger_callbacks
 from vlmtrain.metrics import METRICS
 from vlmtrain.out_of_memory import with_smaller_pieces
-from vlmtrain.processes import agree_on_largest, is_main_process, process_count
+from vlmtrain.processes import agree_on_largest, is_main_process, process_count, say
 from vlmtrain.rows import Rows
 from vlmtrain.run_folder import RunFolder, drop_lines_after
 from vlmtrain.speed.trainer import Arrangement, arrange_trainer
@@ -115,7 +116,8 @@ def make_trainer(
     if settings.device.type == "cpu":
         # A process of a group names it cpu:0, to which torch loads no file of a checkpoint.
         settings.__dict__["_setup_devices"] = type(settings.device)("cpu")
-    callbacks = [_make_callback(run.metrics, stop), *_early_stop(config, has_val=val_rows is not None)]
+    callbacks = [_make_callback(run.metrics, stop), make_divergence_callback(say)]
+    callbacks += _early_stop(config, has_val=val_rows is not None)
     if is_main_process():
         callbacks += make_logger_callbacks(config.monitor.report_to, run.path, first_step=first_step)
     optimizer = _make_optimizer(loaded.model, settings, config)
@@ -178,6 +180,8 @@ def _training_arguments(
         "data_seed": optimizer.seed,
         "logging_steps": config.run.log_steps,
         "logging_first_step": True,
+        # a loss that is no number would be logged as the mean of those before
+        "logging_nan_inf_filter": False,
         "eval_strategy": "steps" if has_val else "no",
         "eval_steps": schedule.eval_steps,
         # Logits of a whole vocabulary a token would fill the memory; the loss is all that is needed.
