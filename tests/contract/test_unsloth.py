@@ -96,6 +96,17 @@ def test_both_backends_have_the_same_losses(work: Path, reference: Path) -> None
     assert read_logs(work / "unsloth", "grad_norm") == pytest.approx(read_logs(reference, "grad_norm"), rel=1e-2)
 
 
+def test_two_processes_have_the_losses_of_one(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlmtrain.launch import launch
+
+    monkeypatch.chdir(work)
+    program = str(TESTS / "contract" / "unsloth_on_cpu.py")
+    options = ["--backend", "unsloth", "--gpus", "2", "--grad-accum", str(SETTINGS["grad_accum"] // 2), "--out", "two"]
+    assert launch(2, [sys.executable, program, "fit", "fit.yaml", *options]) == 0
+    for key in ("loss", "eval_loss", "grad_norm"):
+        assert read_logs(work / "two", key) == pytest.approx(read_logs(work / "unsloth", key), rel=1e-4), key
+
+
 def test_both_collators_make_the_same_batches(work: Path) -> None:
     import torch
     from safetensors.torch import load_file
@@ -205,6 +216,6 @@ def test_no_saved_tokenizer_cuts_texts(work: Path) -> None:
 
 def test_nothing_is_written_into_the_working_directory(work: Path) -> None:
     left = {path.name for path in work.iterdir()}
-    made = {"data", "model", "tiny", "conversations.json", "fit.yaml", "transformers"}
-    made |= {"unsloth", "merged", "collated.safetensors", "masks.json", "layers.json", "ranked.jsonl", "attention.json"}
+    made = {"data", "model", "tiny", "conversations.json", "fit.yaml", "transformers", "unsloth", "two", "merged"}
+    made |= {"collated.safetensors", "masks.json", "layers.json", "ranked.jsonl", "attention.json"}
     assert left <= made

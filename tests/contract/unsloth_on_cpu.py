@@ -33,8 +33,12 @@ backends._unsloth_obstacle = lambda: None
 def patch_trainer() -> None:
     """Unsloth leaves trl alone in this mode unless asked."""
     importlib.import_module("vlmtrain.backends.unsloth")  # makes its settings before it imports unsloth
+    from unsloth.models import loader
     from unsloth.models.rl import _patch_trl_rl_trainers
 
+    if "WORLD_SIZE" in os.environ:
+        # in a group it would put each process's model on a GPU of its own
+        loader.prepare_device_map = lambda: ("cpu", True)
     _patch_trl_rl_trainers("sft_trainer")
 
 
