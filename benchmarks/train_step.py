@@ -95,7 +95,7 @@ def run_vlmtrain(model: Path, data: Path, out: Path, options: argparse.Namespace
     arguments = ["--data", data, "--model", model, "--out", out, "--overwrite", "--backend", "unsloth"]
     arguments += ["--load-in", options.load_in, "--max-steps", options.steps, "--lr", 2e-4, "--schedule", "linear"]
     arguments += ["--warmup", WARMUP_STEPS / options.steps, "--batch-size", options.batch_size, "--grad-accum", 1]
-    arguments += ["--workers", options.workers, "--eval-steps", options.steps, *extra]
+    arguments += ["--workers", options.workers, "--eval-steps", options.steps, "--no-report", *extra]
     if options.gpu_memory_gb:
         arguments += ["--gpu-memory-gb", options.gpu_memory_gb]
     run([sys.executable, "-m", "vlmtrain", "fit", *arguments], Path(f"{out}.log"), options.limit)
