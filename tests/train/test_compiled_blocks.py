@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +94,27 @@ def test_only_what_is_faster_is_kept(compiled: float, kept: bool) -> None:
         f"a pass takes {compiled:.3f} s with the 4 blocks of the vision tower compiled and 2.000 s without: they are "
         + ("compiled" if kept else "left as they are")
     ]
+
+
+@pytest.mark.parametrize(("steps", "wanted", "tried"), [(199, "auto", False), (200, "auto", True), (3, "on", True)])
+def test_short_runs_go_without_unless_asked(
+    steps: int, wanted: str, tried: bool, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vlmtrain import arrangement
+
+    monkeypatch.setattr(arrangement, "compile_vision_blocks", lambda *_, **__: CompiledBlocks(count=4))
+    on_gpu = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda"))]))
+    said: list[str] = []
+    blocks = arrangement._choose_compilation(
+        settings(compile_vision=wanted),
+        SimpleNamespace(make_traceable=untouched),
+        SimpleNamespace(model=on_gpu),
+        steps,
+        said.append,
+        frozen=False,
+    )
+    assert (blocks is not None) is tried
+    assert ("not compiled for 199 steps" in said[0]) is not tried
 
 
 def test_blocks_without_which_memory_runs_out_stay_compiled() -> None:

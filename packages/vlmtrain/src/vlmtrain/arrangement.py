@@ -22,11 +22,14 @@ from vlmtrain.speed.memory import first_pass, fit_to_memory
 from vlmtrain.speed.packing import PackedCollator, can_pack
 from vlmtrain.speed.trainer import Arrangement
 from vlmtrain.speed.vision_inputs import VisionInputs
+from vlmtrain.trainer import plan_schedule
 
 __all__ = ["arrange", "plans_memory"]
 
 # Padding below this share is not worth another order of rows.
 _WORTHWHILE_PADDING = 0.03
+# Compiling takes as long as a hundred or more steps; what it then saves of each is a tenth of a second at best.
+_WORTHWHILE_STEPS = 200
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 Say = Callable[[str], None]
@@ -68,11 +71,12 @@ def arrange(
     frozen = skip_frozen_vision(loaded.model)
     if frozen:
         say(f"vision tower: frozen, its {len(frozen)} blocks go without a backward pass")
-    blocks = _choose_compilation(config, backend, loaded, say, frozen=bool(frozen))
     rows, passes = optimizer.batch_size, optimizer.grad_accum
     if config.speed.micro_batch:
         rows, passes = config.speed.micro_batch, _passes(rows * passes, config.speed.micro_batch)
     plan = _choose_batching(config, train, loaded, (rows, passes), has_kernel, say)
+    steps = plan_schedule(config, plan.steps).steps
+    blocks = _choose_compilation(config, backend, loaded, steps, say, frozen=bool(frozen))
     arrangement = Arrangement(rows=rows, passes=passes, plan=plan, frozen=frozen)
     if config.speed.loss_on == "supervised" or (config.speed.loss_on == "auto" and backend.NAME == "unsloth"):
         arrangement.score = backend.score_supervised
@@ -117,12 +121,15 @@ def _choose_attention(config: FitConfig, loaded: LoadedModel, say: Say) -> bool:
 
 
 def _choose_compilation(
-    config: FitConfig, backend: Backend, loaded: LoadedModel, say: Say, *, frozen: bool
+    config: FitConfig, backend: Backend, loaded: LoadedModel, steps: int, say: Say, *, frozen: bool
 ) -> CompiledBlocks | None:
     """Compiles the vision tower's blocks where that can pay."""
     wanted = config.speed.compile_vision
     device = next(loaded.model.parameters()).device
     if wanted == "off" or (wanted == "auto" and (frozen or device.type != "cuda")):
+        return None
+    if wanted == "auto" and steps < _WORTHWHILE_STEPS:
+        say(f"vision tower: not compiled for {steps} steps; tried from {_WORTHWHILE_STEPS} on (--compile-vision on)")
         return None
     blocks = compile_vision_blocks(loaded.model, say, make_traceable=backend.make_traceable)
     if not blocks.count:

@@ -32,8 +32,8 @@ class SpeedConfig:
     gpu_memory_gb: float | None = None
     """Most memory of each GPU to use, in GiB. Unset: all that is free."""
     compile_vision: Literal["auto", "on", "off"] = "auto"
-    """Whether the blocks of the vision tower are compiled for training. auto: on a GPU, where the tower is trained and
-    a pass takes less time that way; it is tried before the first step."""
+    """Whether the blocks of the vision tower are compiled for training. auto: on a GPU, in a run of 200 steps or more,
+    where the tower is trained and a pass takes less time that way; it is tried before the first step."""
     profile_steps: int = 0
     """Steps to profile, from the 16th on; what the GPU did in them goes to profile.txt in the run's folder."""
     loss_on: Literal["auto", "supervised", "all"] = "auto"
