@@ -96,7 +96,7 @@ class Plan:
             fused=self.fused,
             offloaded=self.offloaded and checkpointing == "full",
             optimizer=self.optimizer.resolve_optimizer(self.adapter.method, on_gpu=True),
-            compiled_vision=self.compiles != "off" if compiled is None else compiled,
+            compiled_vision=self.compiles == "on" if compiled is None else compiled,
         )
 
     @property

@@ -33,8 +33,8 @@ class PlanConfig:
     backend: Literal["unsloth", "transformers"] = "unsloth"
     """Program that would train: the other keeps more for the backward pass."""
     compile_vision: Literal["auto", "on", "off"] = "auto"
-    """Whether the blocks of the vision tower are compiled, which keep less. auto: where the tower is trained, as fit
-    then compiles them on a GPU and most likely keeps them so."""
+    """Whether the blocks of the vision tower are compiled, which may keep less. auto: the figures are of blocks as they
+    are, the most that fit takes whichever it chooses."""
     gpu_memory_gb: float | None = None
     """Memory of the GPU in GiB. Unset: that of the GPU here, if there is one."""
     tflops: float | None = None

@@ -54,15 +54,15 @@ def _compilation_words(plan: Plan) -> list[str]:
     compiled, plain = (plan.estimate("16bit", "off", compiled=compiled).peak for compiled in (True, False))
     if compiled == plain:
         return []
-    if plan.compiles == "off":
+    if plan.compiles == "on":
         return [
-            f"blocks of the vision tower: as they are; compiled, 16bit off takes {compiled / _GIB:.1f} GiB instead of "
-            f"{plain / _GIB:.1f}"
+            f"blocks of the vision tower: compiled; as they are, 16bit off takes {plain / _GIB:.1f} GiB instead of "
+            f"{compiled / _GIB:.1f}"
         ]
-    why = ", as fit most likely keeps them" if plan.compiles == "auto" else ""
+    chosen = ", if fit chooses so" if plan.compiles == "auto" else ""
     return [
-        f"blocks of the vision tower: compiled{why}; as they are, 16bit off takes {plain / _GIB:.1f} GiB instead of "
-        f"{compiled / _GIB:.1f}"
+        f"blocks of the vision tower: as they are; compiled{chosen}, 16bit off takes {compiled / _GIB:.1f} GiB "
+        f"instead of {plain / _GIB:.1f}"
     ]
 
 
