@@ -1,6 +1,6 @@
 """Does training look at the pictures? 32 rows that their texts cannot tell apart, learned by heart by a tiny model.
 
-    python benchmarks/overfit.py SHARED_DATA [--set nlvr clothing] [--steps 120] [--out FOLDER]
+    python benchmarks/overfit.py SHARED_DATA [--set nlvr clothing] [--steps 200] [--out FOLDER]
 
 `nlvr`: 16 statements, each with a picture of which it is true and one of which it is false. `clothing`: 32 photos of 8
 kinds of garment under one fixed question. A tiny Qwen2.5-VL is trained on all of its weights on a CPU; afterwards it
@@ -33,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shared", type=Path, help="folder with nlvr/ and clothing/")
     parser.add_argument("--set", nargs="+", choices=("nlvr", "clothing"), default=["nlvr", "clothing"])
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--lr", default="1e-3")
     parser.add_argument("--out", type=Path, help="keep everything in this folder")
     arguments = parser.parse_args()

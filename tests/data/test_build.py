@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -324,12 +325,20 @@ def test_problems_of_all_inputs_come_at_once(tmp_path: Path) -> None:
 # What follows ends builds from outside, and so runs them as programs.
 
 
-def start_build(path: Path, out: Path, *options: str, **how: object) -> subprocess.Popen:
+def start_build(
+    path: Path, out: Path, *options: str, prepare: Callable[[], None] | None = None, **how: object
+) -> subprocess.Popen:
     command = [sys.executable, "-m", "vlmdata", "build", str(path), "--out", str(out), "--workers", "2", *options]
     command += ["--min-side", "100", "--split", "val=0.1"]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **how
-    )
+
+    def begin() -> None:
+        # a shell's background job ignores SIGINT, and so would all that it starts
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if prepare is not None:
+            prepare()
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, text=True, start_new_session=True, preexec_fn=begin, **how)
 
 
 def write_large_set(folder: Path) -> Path:
@@ -408,7 +417,7 @@ def test_a_full_disk_ends_the_build_without_a_manifest(large_set: Path, uninterr
         # the nearest thing to a full disk that needs no rights: no file may grow beyond this
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
-    process = start_build(large_set, tmp_path / "out", preexec_fn=limit_files)
+    process = start_build(large_set, tmp_path / "out", prepare=limit_files)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 5
     assert errors.startswith("error: ")
