@@ -141,7 +141,6 @@ def main():
         model.save_pretrained(options.adapter)
         tokenizer.save_pretrained(options.adapter)
     result = {
-        "recipe": "notebook" + (" 4-bit" if options.load_in_4bit else ""),
         "steps": clock.steps,
         "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9,
     }

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 os.environ["UNSLOTH_ALLOW_CPU"] = "1"
 os.environ["UNSLOTH_COMPILE_DISABLE"] = "0"
 os.environ["TORCHDYNAMO_DISABLE"] = "1"
-os.environ["UNSLOTH_ENABLE_FLEX_ATTENTION"] = "0"  # has no backward pass on a CPU
 
 import torch
 

@@ -57,7 +57,7 @@ def test_gradients_end_in_front_of_a_frozen_tower(family: str, tiny: Any, chat_o
         return found
 
     plan = BatchPlan(lengths=np.ones(2, dtype=np.int64), rows=2, passes=1)
-    arrangement = Arrangement(rows=2, passes=1, plan=plan, switches=LayerSwitches(model))
+    arrangement = Arrangement(plan=plan, switches=LayerSwitches(model))
     arrangement.set_recomputation()
     before = gradients()
     assert any(asked)

@@ -66,18 +66,14 @@ def arrange(
     """
     import torch
 
-    optimizer = config.optimizer
     has_kernel = _choose_attention(config, loaded, say)
     frozen = skip_frozen_vision(loaded.model)
     if frozen:
         say(f"vision tower: frozen, its {len(frozen)} blocks go without a backward pass")
-    rows, passes = optimizer.batch_size, optimizer.grad_accum
-    if config.speed.micro_batch:
-        rows, passes = config.speed.micro_batch, _passes(rows * passes, config.speed.micro_batch)
-    plan = _choose_batching(config, train, loaded, (rows, passes), has_kernel, say)
+    plan = _choose_batching(config, train, loaded, has_kernel, say)
     steps = plan_schedule(config, plan.steps).steps
     blocks = _choose_compilation(config, backend, loaded, steps, say, frozen=bool(frozen))
-    arrangement = Arrangement(rows=rows, passes=passes, plan=plan, frozen=frozen)
+    arrangement = Arrangement(plan=plan, frozen=frozen)
     if config.speed.loss_on == "supervised" or (config.speed.loss_on == "auto" and backend.NAME == "unsloth"):
         arrangement.score = backend.score_supervised
     arrangement.collate = collate
@@ -97,10 +93,16 @@ def arrange(
     return arrangement
 
 
-def _passes(rows_a_step: int, rows: int) -> int:
-    if rows_a_step % rows:
-        raise ConfigError(f"micro_batch {rows} does not divide the global batch of {rows_a_step} rows on each device")
-    return rows_a_step // rows
+def _rows_and_passes(config: FitConfig) -> tuple[int, int]:
+    """Rows of a forward pass and passes of a step on one device, as asked for."""
+    rows, passes = config.optimizer.batch_size, config.optimizer.grad_accum
+    asked = config.speed.micro_batch
+    if asked is None:
+        return rows, passes
+    whole = rows * passes
+    if whole % asked:
+        raise ConfigError(f"micro_batch {asked} does not divide the global batch of {whole} rows on each device")
+    return asked, whole // asked
 
 
 def _choose_attention(config: FitConfig, loaded: LoadedModel, say: Say) -> bool:
@@ -142,7 +144,6 @@ def _choose_batching(
     config: FitConfig,
     train: CheckedSplit,
     loaded: LoadedModel,
-    rows_and_passes: tuple[int, int],
     has_kernel: bool,
     say: Say,
 ) -> BatchPlan:
@@ -153,11 +154,13 @@ def _choose_batching(
             f"batching 'packed': rows of a {loaded.model.config.model_type} model cannot be packed; use 'length'"
         )
 
+    rows, passes = _rows_and_passes(config)
+
     def plan(**how: Any) -> BatchPlan:
         return BatchPlan(
             lengths=train.lengths.tokens,
-            rows=rows_and_passes[0],
-            passes=rows_and_passes[1],
+            rows=rows,
+            passes=passes,
             processes=process_count(),
             seed=config.optimizer.seed,
             **how,

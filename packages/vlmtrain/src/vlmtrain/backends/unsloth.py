@@ -101,7 +101,7 @@ def load_model(
         raise ConfigError(f"{source.name}: cannot be loaded: {' '.join(str(error).split())}") from error
     if model.config._attn_implementation == "eager" and model._supports_sdpa:
         # what Unsloth is left with for Gemma 3; it would keep all attention scores, 106 GiB for 4 pictures
-        model.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
+        model.set_attn_implementation(dict.fromkeys(model.config.sub_configs, "sdpa"))
         print("attention: torch's scaled_dot_product_attention (Unsloth would take its unfused one)")
     return LoadedModel(
         model=model, processor=processor, source=source, backend=NAME, load_in=load_in, dtype=model.dtype

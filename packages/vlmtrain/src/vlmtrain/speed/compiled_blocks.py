@@ -56,13 +56,13 @@ def compile_vision_blocks(
     # Where pictures differ in size, sizes are symbols from the start: a graph for each would take minutes. Towers that
     # take one size get graphs of that size; torch makes the batch a symbol when it changes.
     dynamic = True if vision_gains(model) else None
+    compile_kind = functools.partial(torch.compile, dynamic=dynamic, fullgraph=True, backend=backend)
     kinds: dict[type, list[Any]] = {}
     for stack in vision_stacks(base_of(model)):
         kinds.setdefault(type(stack[0]), []).extend(stack)
     compiled = CompiledBlocks(count=sum(map(len, kinds.values())))
     for kind, blocks in kinds.items():
         tracing = make_traceable({type(module) for block in blocks for module in block.modules()})
-        compile_kind = functools.partial(torch.compile, dynamic=dynamic, fullgraph=True, backend=backend)
         forward = _compile(kind, compiled, say, tracing, compile_kind)
         for block in blocks:
             block.forward = types.MethodType(forward, block)
@@ -132,8 +132,11 @@ def keep_if_faster(
     timed = gather((time_pass(compiled=False), time_pass(compiled=True)))
     plain, compiled = (max(times) for times in zip(*timed, strict=True))
     blocks.enabled = compiled < plain
-    without = f"{plain:.3f} s" if plain < math.inf else "more memory than there is"
+
+    def told(seconds: float) -> str:
+        return f"{seconds:.3f} s" if seconds < math.inf else "more memory than there is"
+
     say(
-        f"a pass takes {compiled:.3f} s with the {blocks.count} blocks of the vision tower compiled and {without} "
+        f"a pass takes {told(compiled)} with the {blocks.count} blocks of the vision tower compiled and {told(plain)} "
         f"without: they are {'compiled' if blocks.enabled else 'left as they are'}"
     )

@@ -41,7 +41,7 @@ def fit_to_memory(
         config: The run's settings.
         train: The rows with their lengths.
         loaded: The model on a GPU.
-        arrangement: Gets `rows`, `passes`, `plan` and `switches`.
+        arrangement: Gets `switches`, and a `plan` with other rows and passes.
         say: Prints a line.
 
     Raises:
@@ -64,8 +64,8 @@ def fit_to_memory(
     peak = torch.cuda.max_memory_allocated(device)
     choice = _agree(choice, candidates)
     switches.keep_last(choice.kept)
-    arrangement.rows, arrangement.passes = choice.candidate.rows, rows_a_step // choice.candidate.rows
-    arrangement.plan = dataclasses.replace(arrangement.plan, rows=arrangement.rows, passes=arrangement.passes)
+    rows = choice.candidate.rows
+    arrangement.plan = dataclasses.replace(arrangement.plan, rows=rows, passes=rows_a_step // rows)
     say(
         f"{arrangement.rows} rows a pass, {arrangement.passes} passes a step; {switches.describe()}; the heaviest pass "
         f"({choice.candidate.tokens} tokens) took {peak / 1e9:.1f} GB, {choice.bytes / 1e9:.1f} GB were expected"

@@ -34,10 +34,6 @@ class ScoreSupervised(Protocol):
 class Arrangement:
     """How steps are run; what is None is left to the trainer."""
 
-    rows: int
-    """Rows of one forward pass on one device."""
-    passes: int
-    """Forward passes of one step on one device."""
     plan: BatchPlan
     """Which rows go through together."""
     collate: Callable[[list[Batch]], Batch] | None = None
@@ -50,6 +46,16 @@ class Arrangement:
     """Which layers are recomputed."""
     frozen: list[Any] = field(default_factory=list)
     """Layers that have no backward pass, and are never recomputed."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of one forward pass on one device."""
+        return self.plan.rows
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of one step on one device."""
+        return self.plan.passes
 
     @property
     def packed(self) -> bool:
