@@ -54,7 +54,7 @@ def main() -> int:
         work = arguments.out or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         prepare(work, arguments)
-        logs = {count: fit(work, count, arguments) for count in arguments.gpus}
+        logs = dict(sorted({count: fit(work, count, arguments) for count in arguments.gpus}.items()))
     show_losses(logs)
     show_times(logs, arguments.global_batch)
     return compare(logs, ALLOWED.get(arguments.load_in, 0.01))

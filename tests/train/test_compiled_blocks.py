@@ -22,6 +22,17 @@ def train_step(model: Any, batch: dict[str, Any]) -> tuple[float, dict[str, torc
     return loss.item(), gradients
 
 
+def test_shapes_are_not_left_to_a_timing(monkeypatch: pytest.MonkeyPatch, tiny: Any) -> None:
+    """Two graphs of a block, one for recomputation, must keep tensors of the same shapes."""
+    from transformers import AutoModelForImageTextToText
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options) or function)
+    model = AutoModelForImageTextToText.from_pretrained(tiny("qwen2.5-vl"))
+    compile_vision_blocks(model, print, make_traceable=untouched)
+    assert [each["options"] for each in asked] == [{"shape_padding": False}]
+
+
 def untouched(classes: Any) -> Any:
     return contextlib.nullcontext
 

@@ -30,6 +30,9 @@ Tracing = Callable[[], contextlib.AbstractContextManager[None]]
 MakeTraceable = Callable[[Iterable[type]], Tracing]
 
 _TIMED_PASSES = 3
+# Inductor pads matrices of odd widths where a timing of its own says that it pays. A graph made for recomputation may be
+# told otherwise than the one of the forward pass, and then keeps tensors of other shapes: the backward pass fails.
+_INDUCTOR_OPTIONS = {"shape_padding": False}
 
 
 @dataclass(slots=True)
@@ -56,7 +59,8 @@ def compile_vision_blocks(
     # Where pictures differ in size, sizes are symbols from the start: a graph for each would take minutes. Towers that
     # take one size get graphs of that size; torch makes the batch a symbol when it changes.
     dynamic = True if vision_gains(model) else None
-    compile_kind = functools.partial(torch.compile, dynamic=dynamic, fullgraph=True, backend=backend)
+    options = _INDUCTOR_OPTIONS if backend == "inductor" else None
+    compile_kind = functools.partial(torch.compile, dynamic=dynamic, fullgraph=True, backend=backend, options=options)
     kinds: dict[type, list[Any]] = {}
     for stack in vision_stacks(base_of(model)):
         kinds.setdefault(type(stack[0]), []).extend(stack)
