@@ -30,8 +30,8 @@ Tracing = Callable[[], contextlib.AbstractContextManager[None]]
 MakeTraceable = Callable[[Iterable[type]], Tracing]
 
 _TIMED_PASSES = 3
-# Inductor pads matrices of odd widths where a timing of its own says that it pays. A graph made for recomputation may be
-# told otherwise than the one of the forward pass, and then keeps tensors of other shapes: the backward pass fails.
+# Inductor pads matrices of odd widths where a timing of its own says that it pays. A graph made for recomputation may
+# be told otherwise than the one of the forward pass: it keeps tensors of other shapes, and the backward pass fails.
 _INDUCTOR_OPTIONS = {"shape_padding": False}
 
 
