@@ -179,6 +179,6 @@ def _choose_batching(
         say(f"rows in random order, {plain:.1%} of the tokens are padding")
         return plan()
     chosen = plan(tokens=speed.batch_tokens, by_length=choice == "length", packed=choice == "packed")
-    how = "one after the other" if choice == "packed" else "with rows of like length"
+    how = "one after the other" if choice == "packed" else "beside rows of like length"
     say(f"rows {how}: {chosen.padding():.1%} of the tokens are padding (in plain random order {plain:.1%})")
     return chosen
