@@ -137,11 +137,11 @@ def test_a_file_of_requests(full_run, pictures) -> None:
     lines = [
         {"prompt": QUESTION, "image": "red.png", "note": 1},
         {"prompt": QUESTION, "images": ["blue.png"]},
-        {"prompt": "Which colour is snow?"},
+        {"prompt": "Which colour is\u2028snow?"},
         {"prompt": QUESTION, "image": "green.png", "system": "You are a helpful assistant."},
     ]
     batch = pictures / "batch.jsonl"
-    batch.write_text("\n\n".join(map(json.dumps, lines)) + "\n")
+    batch.write_text("\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n", encoding="utf-8")
     answered = generate(full_run, batch=batch, max_new_tokens=8, batch_size=3)
     assert [{key: value for key, value in line.items() if key != "answer"} for line in answered] == lines
     assert [line["answer"] for line in answered][:2] == ["red", "blue"]

@@ -12,7 +12,7 @@ from vlmdata.errors import ConfigError, DataError, ResourceError
 from vlmdata.manifest import hash_file
 from vlmdata.options import read_yaml
 from vlmtrain.config import SECTIONS, FitConfig
-from vlmtrain.run_folder import RunFolder, check_run_folder, open_run_folder
+from vlmtrain.run_folder import RunFolder, check_run_folder, drop_lines_after, open_run_folder
 from vlmtrain.training import fit
 
 
@@ -97,9 +97,19 @@ def test_the_newest_whole_checkpoint(tmp_path) -> None:
         (run.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
         (run.checkpoints / f"checkpoint-{step}" / "trainer_state.json").touch()
     (run.checkpoints / "checkpoint-11").mkdir()
+    (run.checkpoints / "checkpoint-12-kept").mkdir()
+    (run.checkpoints / "checkpoint-12-kept" / "trainer_state.json").touch()
     last = run.last_checkpoint()
     assert last is not None
     assert last.name == "checkpoint-10"
+
+
+def test_a_log_keeps_lines_whose_texts_hold_other_line_ends(tmp_path) -> None:
+    log = tmp_path / "answers.jsonl"
+    lines = [json.dumps({"step": step, "answer": "a\u2028b\x85c"}, ensure_ascii=False) for step in (1, 2, 3)]
+    log.write_text("\n".join(lines) + '\n{"step": 3, "ans', encoding="utf-8")
+    drop_lines_after(log, 2)
+    assert log.read_text(encoding="utf-8") == "\n".join(lines[:2]) + "\n"
 
 
 def test_a_moved_runs_best_checkpoint_is_found_again(tmp_path) -> None:

@@ -15,6 +15,8 @@ from vlmtrain.curves import draw_curves, smooth
 from vlmtrain.training import fit
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" \u202e"
+# ends a line for str.splitlines, and stands as it is in a line of JSON
+SEPARATED = "<b>red</b>\u2028or not"
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def reported(made, tiny_qwen, tmp_path_factory):
     """A run with a page, on rows whose texts are markup."""
     folder = tmp_path_factory.mktemp("page")
     rows = [
-        made.conversation(i, [made.turn("user", None, HOSTILE), made.turn("assistant", "<b>red</b>")], [(56, 56)])
+        made.conversation(i, [made.turn("user", None, HOSTILE), made.turn("assistant", SEPARATED)], [(56, 56)])
         for i in range(6)
     ]
     data = made.folder(folder / "<data>", {"train": rows[:4], "val": rows[4:]})
@@ -59,7 +61,7 @@ def test_the_page_shows_the_run(reported) -> None:
         assert f"{part['all']:,}" in page.words
     # the curves, and a picture for each of the two val rows
     assert page.tags.count("img") == 3
-    answers = [json.loads(line) for line in reported.answers.read_text().splitlines()]
+    answers = [json.loads(line) for line in reported.answers.read_text().rstrip("\n").split("\n")]
     assert [answer["step"] for answer in answers] == [report["best_step"]] * 2
     for answer in answers:
         assert answer["answer"] in page.words

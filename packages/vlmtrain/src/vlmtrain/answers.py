@@ -10,6 +10,7 @@ from typing import Any
 
 from vlmdata.errors import ConfigError, DataError
 from vlmtrain.inference import Request, load_answering_model
+from vlmtrain.json_lines import read_lines
 from vlmtrain.settings import GenerateConfig
 
 __all__ = ["answer_all", "make_request", "read_requests"]
@@ -83,7 +84,7 @@ def read_requests(path: Path, *, system: str | None = None) -> tuple[list[dict[s
         DataError: A line is no such request.
     """
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        texts = read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     lines: list[dict[str, Any]] = []

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,13 @@ from typing import Any
 from vlmdata.errors import ConfigError, DataError, ResourceError
 from vlmdata.manifest import write_json_atomically
 from vlmtrain.config import SECTIONS, FitConfig
+from vlmtrain.json_lines import read_lines
 from vlmtrain.processes import is_main_process
 from vlmtrain.whole_folders import STAGING_NAME
 
 __all__ = ["RunFolder", "check_run_folder", "drop_lines_after", "open_run_folder", "resolve_paths"]
 
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 # What may differ between a run and its continuation without changing what is learned.
 _FREE_TO_CHANGE = frozenset(
     {"out", "workers", "keep_checkpoints", "log_steps", "report_to", "report", "report_samples"}
@@ -89,7 +92,9 @@ class RunFolder:
 
     def last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint."""
-        found = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+        # a copy that someone made of one, checkpoint-40-old, is not the run's
+        named = [p for p in self.checkpoints.glob("checkpoint-*") if _CHECKPOINT.fullmatch(p.name)]
+        found = [p for p in named if (p / "trainer_state.json").is_file()]
         return max(found, key=self.step_of, default=None)
 
     @staticmethod
@@ -186,7 +191,7 @@ def drop_lines_after(path: Path, step: int, *, without: str | None = None) -> No
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_lines(path):
         try:
             log = json.loads(line)
         except ValueError:  # cut short when the run was killed

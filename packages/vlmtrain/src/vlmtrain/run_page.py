@@ -13,6 +13,7 @@ from vlmdata.pages import Child, Html, count_of, cut, page_pieces, section, tabl
 from vlmdata.pages.pictures import data_uri, show_stored
 from vlmdata.shards import Split
 from vlmtrain.curves import draw_curves
+from vlmtrain.json_lines import read_lines
 from vlmtrain.run_folder import RunFolder
 
 __all__ = ["write_run_page"]
@@ -203,4 +204,4 @@ def _duration(seconds: float) -> str:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return [json.loads(line) for line in read_lines(path)] if path.is_file() else []
