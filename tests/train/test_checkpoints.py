@@ -103,6 +103,12 @@ def test_a_folder_is_replaced_when_the_new_one_is_whole(tmp_path) -> None:
         (folder / "new").touch()
     assert os.listdir(target) == ["new"]
     assert os.listdir(tmp_path) == ["result"]
+    # as a kill leaves it in the middle of such a replacement
+    (tmp_path / ".writing" / "result.replaced" / "part").mkdir(parents=True)
+    with whole_folder(target) as folder:
+        (folder / "newest").touch()
+    assert os.listdir(target) == ["newest"]
+    assert os.listdir(tmp_path) == ["result"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path) -> None:

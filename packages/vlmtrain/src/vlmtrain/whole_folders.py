@@ -74,6 +74,7 @@ def move_into_place(staging: Path, target: Path) -> None:
     """Renames a written folder to its final name; one that is in its place goes."""
     if target.exists():
         replaced = staging.with_name(f"{staging.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)  # of a move that was killed before its last line
         target.rename(replaced)
         staging.rename(target)
         shutil.rmtree(replaced)
