@@ -14,7 +14,7 @@ from vlmdata.families import FAMILIES
 from vlmdata.shards import open_folder
 from vlmtrain.backends import transformers as backend
 from vlmtrain.collator import VisionCollator
-from vlmtrain.out_of_memory import split_batch
+from vlmtrain.out_of_memory import pictures_per_row, split_batch
 from vlmtrain.rows import open_rows
 from vlmtrain.speed import attention
 from vlmtrain.speed.packing import PackedCollator, is_packed, row_bounds
@@ -122,6 +122,23 @@ def test_what_cannot_be_told_apart_is_said() -> None:
     batch = {"input_ids": torch.tensor([[7, 7], [1, 2]]), "pixel_values": torch.zeros(3, 3)}
     with pytest.raises(ResourceError, match="which pictures belong to which row"):
         split_batch(batch, 2, [7])
+
+
+def test_tokens_that_tell_different_things_tell_nothing() -> None:
+    """Pixtral's line breaks, two in a picture of three rows of patches and one in one of two, beside its end tokens."""
+    patch, line, end = 10, 12, 13
+    tall, flat = [patch, line, patch, line, patch, end], [patch, end, patch, line, patch, end]
+    assert pictures_per_row([tall, flat], 3, [line, end]) is None
+    assert pictures_per_row([flat, flat], 4, [line, end]) == [2, 2]
+    assert pictures_per_row([flat, [1, 2]], 2, [line, patch, end]) == [2, 0]
+
+
+def test_positions_are_told_from_rows_by_their_axes() -> None:
+    """Three rows have as many entries as positions have axes."""
+    batch = {"input_ids": torch.zeros(3, 5, dtype=torch.long), "position_ids": torch.arange(45).view(3, 3, 5)}
+    pieces = split_batch(batch, 3, [])
+    for row, piece in enumerate(pieces):
+        torch.testing.assert_close(piece["position_ids"], batch["position_ids"][:, row : row + 1])
 
 
 def exhaust(monkeypatch, rows_that_fit: int, *, in_backward: bool, after_passes: int = 1) -> None:

@@ -191,7 +191,7 @@ def split_batch(batch: dict[str, Any], pieces: int, image_ids: Iterable[int]) ->
                 piece[name] = value
             elif token_bounds is not None:
                 piece[name] = value[..., token_bounds[begin] : token_bounds[end]]
-            elif name == "position_ids" and len(value) != rows:
+            elif name == "position_ids" and value.ndim == 3:
                 piece[name] = value[:, begin:end]
             else:
                 piece[name] = value[begin:end]
@@ -212,18 +212,17 @@ def pictures_per_row(rows: list[list[int]], pictures: int, image_ids: Iterable[i
         image_ids: Token ids that stand for images or open and close them.
 
     Returns:
-        One number a row, or None where no token tells.
+        One number a row, or None where no token tells, or two of them tell different things.
     """
     wanted = list(image_ids)
     # A token that opens or closes each picture, else the unbroken runs of the one that fills it.
-    for token in wanted:
-        counts = [row.count(token) for row in rows]
-        if sum(counts) == pictures:
-            return counts
-    for token in wanted:
-        counts = [sum(1 for value, _ in itertools.groupby(row) if value == token) for row in rows]
-        if sum(counts) == pictures:
-            return counts
+    once = {tuple(row.count(token) for row in rows) for token in wanted}
+    runs = {tuple(sum(value == token for value, _ in itertools.groupby(row)) for row in rows) for token in wanted}
+    for counts in (once, runs):
+        # As many as pictures may be chance: line breaks within pictures, none in one and two in another.
+        fitting = [each for each in counts if sum(each) == pictures]
+        if fitting:
+            return list(fitting[0]) if len(fitting) == 1 else None
     return None
 
 
