@@ -95,6 +95,31 @@ def test_a_bug_in_another_process_is_seen(program, capfd) -> None:
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("other", ["time.sleep(60)", "fail(RuntimeError('[gloo] Connection closed by peer'), 1)"])
+def test_a_process_that_left_by_itself_is_the_one_shown(other, program, capfd, monkeypatch) -> None:
+    """As a signal to one process before the first step has it: a line on its own stderr, and no report."""
+    monkeypatch.setattr("vlmtrain.launch._GRACE", 0.2)
+    code = f"""
+        if rank:
+            sys.stderr.write("error: ended by SIGTERM before the first step\\n")
+            sys.exit(143)
+        time.sleep(0.3)
+        {other}
+    """
+    assert launch(2, program(code)) == 143
+    assert capfd.readouterr().err == "error: ended by SIGTERM before the first step\n"
+
+
+def test_what_all_say_for_themselves_is_seen_once(program, capfd) -> None:
+    code = """
+        time.sleep(0.2 * (1 - rank))
+        sys.stderr.write("error: ended by SIGTERM before the first step\\n")
+        sys.exit(143)
+    """
+    assert launch(2, program(code)) == 143
+    assert capfd.readouterr().err == "error: ended by SIGTERM before the first step\n"
+
+
 WAIT = """
     stops = []
     signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))

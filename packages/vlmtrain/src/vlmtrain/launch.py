@@ -6,6 +6,7 @@ checkpoint, a second stop ends everything, and of an error that all processes me
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -63,6 +64,8 @@ class _Group:
         self._folder = folder
         self._signals = 0
         self._ended: dict[int, int] = {}
+        # before the handlers, which look at it
+        self._members: list[subprocess.Popen[bytes]] = []
         self._before = {number: signal.signal(number, self._forward) for number in (signal.SIGINT, signal.SIGTERM)}
         shared = {
             "WORLD_SIZE": str(count),
@@ -73,17 +76,21 @@ class _Group:
         }
         # torch would say at the first step that no layer was idle
         usual = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
-        self._members: list[subprocess.Popen[bytes]] = []
         for index in range(count):
             own = {"RANK": str(index), "LOCAL_RANK": str(index), _ERROR_FILE: str(folder / f"{index}.json")}
-            environment = {**usual, **os.environ, **shared, **own}
+            self._start(index, list(command), {**usual, **os.environ, **shared, **own})
+
+    def _start(self, index: int, command: list[str], environment: dict[str, str]) -> None:
+        # the first process speaks for all
+        log = (self._folder / f"{index}.log").open("wb") if index else contextlib.nullcontext()
+        with log as errors:
             self._members.append(
                 subprocess.Popen(
-                    list(command),
+                    command,
                     env=environment,
                     stdin=subprocess.PIPE,
-                    stdout=None if index == 0 else subprocess.DEVNULL,
-                    stderr=None if index == 0 else (folder / f"{index}.log").open("wb"),
+                    stdout=subprocess.DEVNULL if index else None,
+                    stderr=errors,
                     # a terminal's Ctrl-C reaches this process alone, which hands it on
                     start_new_session=True,
                 )
@@ -118,31 +125,36 @@ class _Group:
                 member.send_signal(number) if self._signals <= 2 else member.kill()
 
     def _tell(self, failed: list[int]) -> int:
-        """Prints the error of the process whose failure was not another one's, and returns its code."""
-        told = []
-        for index in failed:
-            path = self._folder / f"{index}.json"
-            if path.is_file():
-                told.append(json.loads(path.read_text(encoding="utf-8")) | {"index": index})
-        # whoever lost a peer failed because of another one
-        told.sort(key=lambda each: (each["lost_peer"], each["index"]))
-        died = [index for index in failed if self._ended[index] < 0 and not (self._folder / f"{index}.json").is_file()]
-        if (not told or told[0]["lost_peer"]) and died:
-            number = -self._ended[died[0]]
+        """Prints the error of the process whose failure was not another one's, and returns its code.
+
+        Args:
+            failed: Processes in the order in which they ended.
+        """
+        reports = {index: path for index in failed if (path := self._folder / f"{index}.json").is_file()}
+        told = [json.loads(reports[index].read_text(encoding="utf-8")) for index in sorted(reports)]
+        # whoever lost a peer failed because of another one, and so did whoever was ended here for waiting too long
+        own = [each for each in told if not each["lost_peer"]]
+        silent = [index for index in failed if index not in reports]
+        if silent and not own:
+            # what the first process has said for itself is seen already
+            return self._tell_of_silent(0 if 0 in silent and self._ended[0] > 0 else silent[0])
+        shown = (own or told)[0]
+        sys.stderr.write("".join(f"{line}\n" for line in shown["lines"]))
+        return int(shown["code"])
+
+    def _tell_of_silent(self, index: int) -> int:
+        """The same for a process without a report: a signal ended it, or it wrote to its stderr and left."""
+        code = self._ended[index]
+        if code < 0:
             print(
-                f"error: process {died[0]} of {len(self._members)} was ended by {signal.Signals(number).name}"
-                + (" (did the machine's memory run out?)" if number == signal.SIGKILL else ""),
+                f"error: process {index} of {len(self._members)} was ended by {signal.Signals(-code).name}"
+                + (" (did the machine's memory run out?)" if -code == signal.SIGKILL else ""),
                 file=sys.stderr,
             )
             return 5
-        if not told:
-            # the first process has written to this program's own stderr
-            index = min(failed)
-            if index:
-                sys.stderr.write((self._folder / f"{index}.log").read_text(encoding="utf-8", errors="replace"))
-            return self._ended[index]
-        sys.stderr.write("".join(f"{line}\n" for line in told[0]["lines"]))
-        return int(told[0]["code"])
+        if index:
+            sys.stderr.write((self._folder / f"{index}.log").read_text(encoding="utf-8", errors="replace"))
+        return code
 
 
 def report_failure(error: BaseException, lines: Sequence[str], code: int) -> bool:
