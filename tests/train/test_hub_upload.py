@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vlmdata.errors import ConfigError, ResourceError
+from vlmdata.errors import ConfigError, DataError, ResourceError
 from vlmtrain.exports import export
 from vlmtrain.hub_upload import check_upload, upload_export
 from vlmtrain.settings import ExportConfig
@@ -133,6 +134,27 @@ def test_export_uploads_what_it_made_before(hub, finished, capsys) -> None:
     export("run", ExportConfig(out=finished, push="ann/colours"))
     assert set(hub.repositories["ann/colours"]["files"]) == {"config.json", "README.md", "deep/weights.bin"}
     assert f"pushed: {hub.address}/ann/colours/commit/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reason", ["another type", "trained anew"])
+def test_another_export_is_not_taken_for_this_one(reason, hub, finished, tmp_path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    report = {"model": str(run), "format": "gguf", "gguf": {"model": "export-BF16.gguf"}}
+    (finished / "export.json").write_text(json.dumps(report))
+    config = ExportConfig(out=finished, push="ann/colours", format="gguf")
+    export(str(run), config)
+    assert hub.repositories.pop("ann/colours")["files"]
+    if reason == "another type":
+        config = ExportConfig(out=finished, push="ann/colours", format="gguf", gguf_type="q4_k_m")
+    else:
+        later = (finished / "export.json").stat().st_mtime + 1
+        os.utime(run / "run.json", (later, later))
+    # the export is made, for which this run is no run
+    with pytest.raises(DataError, match="not the report of a run"):
+        export(str(run), config)
+    assert hub.repositories == {}
 
 
 def test_public_only_where_asked(hub, finished) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from vlmdata.errors import ConfigError
 from vlmdata.manifest import write_json_atomically
 from vlmtrain.base_identity import identify_base, pin_base
+from vlmtrain.device import half_precision
 from vlmtrain.drift import compare_answers
 from vlmtrain.environment import describe_environment
 from vlmtrain.export_folder import fresh_folder, saved_or_full
@@ -84,6 +85,12 @@ def _finished(name: str, config: ExportConfig) -> dict[str, Any] | None:
         return None
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if (report.get("model"), report.get("format")) != (name, config.format):
+        return None
+    if config.format == "gguf" and not report["gguf"]["model"].endswith(f"-{config.gguf_type.upper()}.gguf"):
+        return None
+    trained = Path(name) / RUN_FILE
+    if trained.is_file() and trained.stat().st_mtime > path.stat().st_mtime:
+        # the run was trained anew since: what lies here are the weights of the one before
         return None
     check_upload(config.push, public=config.public)
     print(f"{config.out}: is this export already, and only uploaded", flush=True)
@@ -206,10 +213,8 @@ def _write_4bit(
     task: ExportTask, whole: Path, folder: Path, expected: _Trained, merged: Parity, report: dict[str, Any]
 ) -> tuple[AnsweringModel, Parity]:
     """The 4-bit model in `folder`, loaded; the parity of the model it was made of goes into the report."""
-    from vlmtrain.backends.transformers import activation_dtype
-
     with saved_or_full(task.config.out):
-        quantise_folder(whole, folder, dtype=activation_dtype("16bit"))
+        quantise_folder(whole, folder, dtype=half_precision())
         save_processor(task.source, folder)
     release_memory()
     exported = load_source(find_model(str(folder)), task.backend, load_in="4bit")
