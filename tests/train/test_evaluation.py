@@ -145,6 +145,13 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(options, error, words, f
         evaluate(str(full_copy), EvalConfig(**options))
 
 
+@pytest.mark.parametrize("name", ["scores.jsonl", "scores.html"])
+def test_the_scores_take_no_other_files_place(name) -> None:
+    with pytest.raises(ConfigError, match=r"name a \.json file for the scores"):
+        EvalConfig(out=Path(name))
+    assert EvalConfig(out=Path(name), rank=True)
+
+
 def test_an_adapter_alone_does_not_know_its_data(lora_run) -> None:
     with pytest.raises(ConfigError, match="--data is missing"):
         evaluate(str(lora_run / "adapter"), EvalConfig())

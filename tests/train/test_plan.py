@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vlmdata.errors import ConfigError
+from vlmdata.errors import ConfigError, DataError
 from vlmtrain.config import AdapterConfig, OptimizerConfig
 from vlmtrain.plan import make_plan
 from vlmtrain.plan_config import PlanConfig
@@ -90,6 +90,12 @@ def test_a_set_gives_its_longest_rows(colours: Path, tiny_qwen: Path, chat_of) -
     # 56 x 56 px are 4 x 4 patches, and four of them a token
     assert (lengths.patches == 4 * lengths.image_tokens).all()
     assert "24 of " in describe_plan(made)
+
+
+def test_a_split_without_rows_cannot_be_planned_for(made, tiny_qwen: Path, tmp_path: Path) -> None:
+    folder = made.folder(tmp_path / "set", {"train": [made.row(1)], "val": []})
+    with pytest.raises(DataError, match="split 'val' has no rows to plan for"):
+        plan(tiny_qwen, data=folder, train_split="val")
 
 
 def test_problems_are_told_together() -> None:

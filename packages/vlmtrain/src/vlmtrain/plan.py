@@ -172,7 +172,10 @@ def _read_config(model: str) -> dict[str, Any]:
 def _measure_set(config: PlanConfig, data: Path, batch_size: int) -> Workload:
     source = find_model(config.model)
     chat = load_chat_format(source, load_processor(source))
-    lengths = measure_lengths(open_folder(data).split(config.train_split), chat, source.family)
+    split = open_folder(data).split(config.train_split)
+    if not split.num_rows:
+        raise DataError(f"{data}: split {config.train_split!r} has no rows to plan for")
+    lengths = measure_lengths(split, chat, source.family)
     return Workload(
         rows=len(lengths.tokens),
         tokens=float(lengths.tokens.mean()),

@@ -69,8 +69,10 @@ class EvalConfig:
             problems.append("--precision and --load-in both say how the weights are held: pass one of them")
         if self.rank and (self.compare or self.precision or self.swap_images):
             problems.append("--rank asks for no answers: --compare, --precision and --swap-images do not go with it")
-        if self.out is not None and self.out.suffix == ".jsonl" and not self.rank:
-            problems.append(f"out: {str(self.out)!r} is where the predictions go; name a .json file for the scores")
+        beside = {".jsonl": "predictions go", ".html": "page goes"}
+        if self.out is not None and self.out.suffix in beside and not self.rank:
+            what = beside[self.out.suffix]
+            problems.append(f"out: {str(self.out)!r} is where the {what}; name a .json file for the scores")
         if problems:
             raise ConfigError(problems)
 
