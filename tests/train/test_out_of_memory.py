@@ -214,15 +214,44 @@ def test_the_longest_batch_is_tried_first_and_leaves_no_trace(
     assert "the longest batch is not tried before the first step: there is no GPU" in capsys.readouterr().out
     tried = []
 
-    def longest(config, prepared, collate):
-        rows = prepared.train.lengths.tokens.argsort()[-config.optimizer.batch_size :]
-        tried.extend(prepared.train.lengths.tokens[rows].tolist())
-        return lambda: collate([prepared.train.rows[int(row)] for row in rows])
+    def longest(config, train, arrangement, collate):
+        rows = train.lengths.tokens.argsort()[-config.optimizer.batch_size :]
+        tried.extend(train.lengths.tokens[rows].tolist())
+        return lambda: arrangement.collate([train.rows[int(row)] for row in rows])
 
     monkeypatch.setattr(training, "_longest_batch", longest)
     assert losses(fit(settings(**values, out=tmp_path / "tried"))) == expected
     tokens = f" of up to {max(tried)} tokens" if batching == "plain" else f", {sum(tried)} tokens in all"
     assert f"longest batch tried: 4 rows{tokens}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("how", "rows"),
+    [({}, 4), ({"micro_batch": 2}, 2), ({"batching": "packed", "batch_tokens": 400}, None)],
+)
+def test_the_longest_batch_is_one_that_the_run_could_have(how, rows, settings, colours, chat_of, monkeypatch) -> None:
+    """As many rows as a pass has, not as --batch-size says; with a limit of tokens, the heaviest pass there is."""
+    from vlmdata.families import FAMILIES
+    from vlmdata.shards import open_folder
+    from vlmtrain import training
+    from vlmtrain.preflight import check_split
+    from vlmtrain.speed.batches import BatchPlan
+    from vlmtrain.speed.trainer import Arrangement
+
+    config = settings(batch_size=4, grad_accum=2, gradient_checkpointing="on", **how)
+    train = check_split(open_folder(colours).split("train"), config.data, chat_of("qwen2.5-vl"), FAMILIES["qwen2.5-vl"])
+    tokens = config.speed.batch_tokens
+    plan = BatchPlan(lengths=train.lengths.tokens, rows=rows or 4, passes=2, tokens=tokens, packed=tokens is not None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    make = training._longest_batch(config, train, Arrangement(plan=plan, collate=list), list)
+    batch = make()
+    if tokens is None:
+        assert len(batch) == rows
+    else:
+        lengths = train.lengths.tokens
+        taken = [next(i for i, each in enumerate(train.rows) if each["messages"] == row["messages"]) for row in batch]
+        assert len(batch) == len(plan.heaviest(4)) > 4
+        assert 300 < sum(int(lengths[row]) for row in taken) <= tokens
 
 
 @pytest.mark.parametrize("batching", ["plain", "packed"])

@@ -76,6 +76,19 @@ def test_the_processor_is_saved_as_it_came(name, lora_run, full_run, tiny_qwen) 
         assert (folder / name).read_text() == (tiny_qwen / name).read_text()
 
 
+def test_a_processor_that_is_code_of_the_models_own_is_saved_too(settings, tiny_qwen, tmp_path) -> None:
+    """What --trust-remote-code lets in at the beginning of a run is let in at its end."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_qwen, model)
+    code = "from transformers import Qwen2_5_VLProcessor\n\n\nclass OwnProcessor(Qwen2_5_VLProcessor):\n    pass\n"
+    (model / "own_processor.py").write_text(code)
+    path = model / "processor_config.json"
+    own = {"auto_map": {"AutoProcessor": "own_processor.OwnProcessor"}, "processor_class": "OwnProcessor"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    run = fit(settings(model=str(model), max_steps=1, trust_remote_code=True, report=False))
+    assert (run.weights / "own_processor.py").read_text() == code
+
+
 def test_what_was_chosen_is_printed(settings, capsys) -> None:
     fit(settings(max_steps=1))
     out = capsys.readouterr().out

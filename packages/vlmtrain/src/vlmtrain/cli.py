@@ -123,7 +123,12 @@ def check(config_file: Path | None, align: int | None, **options: Any) -> None:
         from vlmtrain.alignment import measure_alignment
         from vlmtrain.inference import load_source
 
-        model = load_source(prepared.source, prepared.backend, load_in=config.model.load_in)
+        model = load_source(
+            prepared.source,
+            prepared.backend,
+            load_in=config.model.load_in,
+            trust_remote_code=config.model.trust_remote_code,
+        )
         found = measure_alignment(prepared.train, model, align, batch_size=config.optimizer.batch_size)
         click.echo(found.describe())
     click.echo("checked: this set can be trained on")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["describe_limits", "half_precision", "limit_memory", "memory_bytes"]
+from vlmdata.errors import MissingDependencyError
+
+__all__ = ["describe_limits", "half_precision", "limit_memory", "memory_bytes", "require_gpu"]
 
 _BFLOAT16_SINCE = (8, 0)
 
@@ -45,6 +47,21 @@ def describe_limits(family: str | None) -> list[str]:
             "backend does not; use --load-in 32bit there"
         )
     return lines
+
+
+def require_gpu(what: str) -> None:
+    """Refuses what only a GPU can do where there is none.
+
+    Args:
+        what: The option that asks for it.
+
+    Raises:
+        MissingDependencyError: No GPU is visible to torch.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise MissingDependencyError(f"{what} needs a GPU, and none is visible to torch")
 
 
 def limit_memory(gib: float | None) -> None:

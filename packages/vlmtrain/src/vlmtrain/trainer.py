@@ -121,7 +121,7 @@ def make_trainer(
     if is_main_process():
         callbacks += make_logger_callbacks(config.monitor.report_to, run.path, first_step=first_step)
     optimizer = _make_optimizer(loaded.model, settings, config)
-    if config.speed.profile_steps:
+    if config.speed.profile_steps and is_main_process():
         from vlmtrain.speed.profile import StepProfile
 
         callbacks.append(StepProfile(run.path / "profile.txt", steps=config.speed.profile_steps))

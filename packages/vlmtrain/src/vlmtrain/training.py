@@ -10,13 +10,13 @@ from vlmdata.errors import ResourceError
 from vlmtrain.arrangement import arrange, plans_memory
 from vlmtrain.base_identity import identify_base, pin_base
 from vlmtrain.config import FitConfig
-from vlmtrain.device import limit_memory
+from vlmtrain.device import limit_memory, require_gpu
 from vlmtrain.lengths import heaviest_step
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.loftq import begin_with_rounding, require_unrounded_base
 from vlmtrain.loggers import check_loggers
 from vlmtrain.precision import choose_precision
-from vlmtrain.preflight import check_collator, show_masked_row
+from vlmtrain.preflight import CheckedSplit, check_collator, show_masked_row
 from vlmtrain.preparation import Prepared, prepare
 from vlmtrain.processes import claim_device, is_main_process, leave_group, process_count, say
 from vlmtrain.processors import save_processor
@@ -25,6 +25,7 @@ from vlmtrain.rows import Rows, sample_indices
 from vlmtrain.run_folder import RunFolder, check_run_folder, open_run_folder
 from vlmtrain.run_page import write_run_page
 from vlmtrain.run_summary import Laps, note_inputs, summarise
+from vlmtrain.speed.trainer import Arrangement
 from vlmtrain.stops import Stopped, StopRequest
 from vlmtrain.trainable import describe_trainable, list_trainable, widen_trained_copies
 from vlmtrain.trainer import Schedule, make_trainer, optimizer_name, plan_schedule
@@ -34,6 +35,7 @@ from vlmtrain.whole_folders import as_resource_error, is_write_failure, whole_fo
 __all__ = ["Stopped", "fit"]
 
 _FEW_STEPS = 100
+_EPOCHS_SEARCHED = 4
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -56,6 +58,8 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
     laps = Laps()
     with StopRequest() as stop:
         check_loggers(config.monitor.report_to)
+        if config.speed.profile_steps:
+            require_gpu("--profile-steps")
         claim_device(config.run.gpus)
         if is_main_process():
             check_run_folder(config, resume=resume, overwrite=overwrite)
@@ -85,7 +89,7 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
             stop=stop,
             val_answers=answers if config.monitor.eval_metrics else None,
             first_step=run.step_of(checkpoint) if checkpoint else 0,
-            longest=_longest_batch(config, prepared, arrangement.collate or collate),
+            longest=_longest_batch(config, prepared.train, arrangement, collate),
         )
         laps.end("loading the model")
         with stop.deferred():
@@ -101,7 +105,7 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
             )
         laps.end("training")
         if is_main_process():
-            _save_weights(trainer, loaded, run)
+            _save_weights(config, trainer, loaded, run)
         laps.end("saving the result")
         if config.monitor.report and answers is not None and not config.monitor.eval_metrics:
             answers.answer_result(trainer.state.best_global_step or trainer.state.global_step)
@@ -197,8 +201,10 @@ def _make_val_answers(config: FitConfig, prepared: Prepared, loaded: LoadedModel
     )
 
 
-def _longest_batch(config: FitConfig, prepared: Prepared, collate: Collator) -> Callable[[], dict[str, Any]] | None:
-    """What makes the micro-batch of the longest rows, where there is a GPU whose memory it could fill."""
+def _longest_batch(
+    config: FitConfig, train: CheckedSplit, arrangement: Arrangement, collate: Collator
+) -> Callable[[], dict[str, Any]] | None:
+    """What makes the heaviest micro-batch of the run, where there is a GPU whose memory it could fill."""
     import torch
 
     if not torch.cuda.is_available():
@@ -207,9 +213,14 @@ def _longest_batch(config: FitConfig, prepared: Prepared, collate: Collator) -> 
     if plans_memory(config):
         # the plan of what is recomputed has tried it
         return None
-    train = prepared.train
-    rows = [int(row) for row in train.lengths.tokens.argsort()[-config.optimizer.batch_size :]]
-    return lambda: collate([train.rows[row] for row in rows])
+    plan = arrangement.plan
+    if plan.tokens is None:
+        rows = train.lengths.tokens.argsort()[-plan.rows :].tolist()
+    else:
+        # how many rows share a pass follows from its tokens; of later epochs, none is much heavier
+        rows = plan.heaviest(_EPOCHS_SEARCHED)
+    arranged = arrangement.collate or collate
+    return lambda: arranged([train.rows[row] for row in rows])
 
 
 def _train(trainer: Any, checkpoint: Path | None) -> None:
@@ -227,10 +238,10 @@ def _train(trainer: Any, checkpoint: Path | None) -> None:
         raise as_resource_error(error, Path(trainer.args.output_dir).parent) from error
 
 
-def _save_weights(trainer: Any, loaded: LoadedModel, run: RunFolder) -> None:
+def _save_weights(config: FitConfig, trainer: Any, loaded: LoadedModel, run: RunFolder) -> None:
     with whole_folder(run.weights, "the checkpoints are whole: make room, and --resume finishes the run") as folder:
         trainer.save_model(str(folder))
-        save_processor(loaded.source, folder)
+        save_processor(loaded.source, folder, trust_remote_code=config.model.trust_remote_code)
         if run.method == "lora":
             pin_base(folder, identify_base(loaded.source))
 

@@ -17,7 +17,7 @@ class StepProfile(TrainerCallback):  # type: ignore[misc]  # transformers' class
 
     Args:
         out: Text file to write.
-        first: First step to profile; compilation should be over by then.
+        first: Steps to let pass before; compilation should be over by then.
         steps: How many.
     """
 
@@ -26,6 +26,7 @@ class StepProfile(TrainerCallback):  # type: ignore[misc]  # transformers' class
         self.first = first
         self.steps = steps
         self._profiler: Any = None
+        self._has_written = False
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starts before the first step."""
@@ -38,21 +39,34 @@ class StepProfile(TrainerCallback):  # type: ignore[misc]  # transformers' class
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stops after the last, and writes."""
+        if state.global_step == self.first + self.steps:
+            self._finish(self.steps)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Writes what there is of a run that ended earlier, and says so where no step was profiled."""
+        self._finish(max(1, state.global_step - self.first))
+        if not self._has_written:
+            print(f"profile: none was made, as step {self.first + 1} is not among those just done", flush=True)
+
+    def _finish(self, steps: int) -> None:
         import torch
 
-        if self._profiler is not None and state.global_step == self.first + self.steps:
-            torch.cuda.synchronize()
-            self._profiler.stop()
-            self.out.write_text(self._describe(self._profiler.key_averages()), encoding="utf-8")
-            self._profiler = None
+        if self._profiler is None:
+            return
+        torch.cuda.synchronize()
+        self._profiler.stop()
+        self.out.write_text(_describe(self._profiler.key_averages(), steps), encoding="utf-8")
+        self._profiler = None
+        self._has_written = True
 
-    def _describe(self, events: Any) -> str:
-        kernels = [event for event in events if str(event.device_type).endswith("CUDA")]
-        busy = sum(event.self_device_time_total for event in kernels) / 1e3 / self.steps
-        launches = sum(event.count for event in kernels) / self.steps
-        lines = [f"a step: GPU busy {busy:.1f} ms, {launches:.0f} kernels launched", ""]
-        lines += [f"{'kernel':90} {'ms a step':>10} {'launches':>9}"]
-        for event in sorted(kernels, key=lambda event: -event.self_device_time_total)[:_KERNELS_SHOWN]:
-            spent = event.self_device_time_total / 1e3 / self.steps
-            lines.append(f"{event.key[:90]:90} {spent:10.2f} {event.count / self.steps:9.0f}")
-        return "\n".join(lines) + "\n"
+
+def _describe(events: Any, steps: int) -> str:
+    kernels = [event for event in events if str(event.device_type).endswith("CUDA")]
+    busy = sum(event.self_device_time_total for event in kernels) / 1e3 / steps
+    launches = sum(event.count for event in kernels) / steps
+    lines = [f"a step: GPU busy {busy:.1f} ms, {launches:.0f} kernels launched", ""]
+    lines += [f"{'kernel':90} {'ms a step':>10} {'launches':>9}"]
+    for event in sorted(kernels, key=lambda event: -event.self_device_time_total)[:_KERNELS_SHOWN]:
+        spent = event.self_device_time_total / 1e3 / steps
+        lines.append(f"{event.key[:90]:90} {spent:10.2f} {event.count / steps:9.0f}")
+    return "\n".join(lines) + "\n"
