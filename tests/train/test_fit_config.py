@@ -132,6 +132,10 @@ def test_a_config_file_goes_round(tmp_path) -> None:
             ),
         ),
         (lambda: ExportConfig(out=Path("out"), check_rows=0), ("check_rows must be positive, not 0",)),
+        (
+            lambda: OptimizerConfig(lr=float("nan"), epochs=0.0),
+            ("lr must be positive, not nan", "epochs must be positive, not 0.0"),
+        ),
     ],
 )
 def test_settings_of_the_other_commands(make, problems) -> None:

@@ -6,6 +6,7 @@ line wins over the config file, which wins over the preset, which wins over the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from vlmdata.options import build_section, flatten
 from vlmtrain.adapter_config import AdapterConfig, preset_values
 from vlmtrain.run_config import MonitorConfig, RunConfig
 from vlmtrain.speed.options import SpeedConfig
+from vlmtrain.value_checks import not_positive
 
 __all__ = [
     "SECTIONS",
     "AdapterConfig",
+    "BackendName",
     "DataConfig",
     "FitConfig",
     "LoadIn",
@@ -31,11 +34,6 @@ __all__ = [
 
 BackendName = Literal["auto", "unsloth", "transformers"]
 LoadIn = Literal["auto", "4bit", "8bit", "16bit", "32bit"]
-
-
-def _require(problems: list[str], holds: bool, message: str) -> None:
-    if not holds:
-        problems.append(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,15 +65,9 @@ class DataConfig:
         Raises:
             ConfigError: A value is out of range.
         """
-        problems: list[str] = []
-        _require(
-            problems,
-            self.max_length is None or self.max_length > 0,
-            f"max_length must be positive, not {self.max_length!r}",
-        )
-        _require(
-            problems, self.workers is None or self.workers >= 0, f"workers must not be negative, as {self.workers!r} is"
-        )
+        problems = not_positive(self, "max_length")
+        if self.workers is not None and self.workers < 0:
+            problems.append(f"workers must not be negative, as {self.workers!r} is")
         if problems:
             raise ConfigError(problems)
 
@@ -136,21 +128,19 @@ class OptimizerConfig:
         Raises:
             ConfigError: A value is out of range.
         """
-        problems: list[str] = []
-        for name in ("lr", "vision_lr", "connector_lr", "max_steps"):
-            value = getattr(self, name)
-            _require(problems, value is None or value > 0, f"{name} must be positive, not {value!r}")
-        for name in ("epochs", "batch_size", "grad_accum", "max_grad_norm"):
-            value = getattr(self, name)
-            _require(problems, value > 0, f"{name} must be positive, not {value!r}")
-        _require(
-            problems,
-            0 <= self.warmup <= 1,
-            f"warmup is a share of the steps and must lie in [0, 1], not {self.warmup!r}",
+        problems = not_positive(
+            self, "lr", "vision_lr", "connector_lr", "max_steps", "epochs", "batch_size", "grad_accum", "max_grad_norm"
         )
-        _require(problems, self.weight_decay >= 0, f"weight_decay must not be negative, as {self.weight_decay!r} is")
+        if not 0 <= self.warmup <= 1:
+            problems.append(f"warmup is a share of the steps and must lie in [0, 1], not {self.warmup!r}")
+        if not self.weight_decay >= 0:
+            problems.append(f"weight_decay must not be negative, as {self.weight_decay!r} is")
         if problems:
             raise ConfigError(problems)
+
+    def count_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of a run, of which one pass over the rows has so many."""
+        return self.max_steps or max(1, math.ceil(steps_per_epoch * self.epochs))
 
     def resolve_optimizer(self, method: str, *, on_gpu: bool) -> str:
         """The optimizer behind `auto`.

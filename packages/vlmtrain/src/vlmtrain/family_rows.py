@@ -7,10 +7,9 @@ from typing import Any
 
 from vlmdata.errors import DataError
 from vlmdata.families import Family, row_problem
+from vlmtrain.wording import list_some
 
 __all__ = ["FamilyRows"]
-
-_EXAMPLES = 3
 
 
 class FamilyRows:
@@ -53,8 +52,7 @@ class FamilyRows:
             return
         reasons = []
         for problem, rows in self._rows.items():
-            shown = ", ".join(map(str, rows[:_EXAMPLES])) + (", …" if len(rows) > _EXAMPLES else "")
-            reasons.append(f"{len(rows)} rows (rows {shown}) have {problem}")
+            reasons.append(f"{len(rows)} rows (rows {list_some(rows)}) have {problem}")
         raise DataError(
             f"{split}: {'; '.join(reasons)}; build the set so that images come first, or take another model"
         )

@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from vlmdata.errors import DataError
 from vlmtrain.rows import Rows
+from vlmtrain.wording import list_some
 
 __all__ = ["Shortened", "replace_messages", "shorten_conversation", "shorten_rows"]
 
 _WORD_END = re.compile(r"\S(?=\s|$)")
-_SHOWN = 3
 
 Messages = list[dict[str, Any]]
 
@@ -76,11 +76,10 @@ def shorten_rows(
         shortened[row], cut_words = found
         by_words += cut_words
     if hopeless:
-        shown = ", ".join(map(str, hopeless[:_SHOWN])) + (", …" if len(hopeless) > _SHOWN else "")
         raise DataError(
-            f"{name}: in {len(hopeless)} rows (rows {shown}) pictures and questions alone take more than --max-length "
-            f"{limit}, and neither is ever cut: raise --max-length, build with a smaller --max-side, or leave them out "
-            "with --over-long drop"
+            f"{name}: in {len(hopeless)} rows (rows {list_some(hopeless)}) pictures and questions alone take more than "
+            f"--max-length {limit}, and neither is ever cut: raise --max-length, build with a smaller --max-side, or "
+            "leave them out with --over-long drop"
         )
     return Shortened(messages=shortened, by_turns=len(shortened) - by_words, by_words=by_words)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlmdata.errors import ConfigError
+from vlmtrain.value_checks import not_positive
 
 __all__ = ["PlanConfig"]
 
@@ -46,11 +47,7 @@ class PlanConfig:
         Raises:
             ConfigError: A value is out of range.
         """
-        problems = [
-            f"{name} must be positive, not {value!r}"
-            for name in ("rows", "text_tokens", "gpu_memory_gb", "tflops")
-            if (value := getattr(self, name)) is not None and value <= 0
-        ]
+        problems = not_positive(self, "rows", "text_tokens", "gpu_memory_gb", "tflops")
         problems += [f"image must be WIDTHxHEIGHT, such as 1000x750, not {each!r}" for each in self._unread()]
         if problems:
             raise ConfigError(problems)

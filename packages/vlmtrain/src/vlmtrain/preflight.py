@@ -19,10 +19,10 @@ from vlmtrain.lengths import RowLengths, count_text_tokens, measure_conversation
 from vlmtrain.masks import mask_labels
 from vlmtrain.over_long import Shortened, replace_messages, shorten_rows
 from vlmtrain.rows import Rows, open_rows, sample_indices
+from vlmtrain.wording import list_some
 
 __all__ = ["CheckedSplit", "check_collator", "check_split", "differing_lengths", "show_masked_row"]
 
-_EXAMPLES = 3
 _VERIFIED_ROWS = 16
 _SAMPLE_SEED = 0
 _COLLATOR_ROWS = 4
@@ -156,7 +156,7 @@ def differing_lengths(
 def _over_long_words(split: str, lengths: RowLengths, over: npt.NDArray[np.int64], limit: int) -> str:
     return (
         f"{split}: {len(over)} of {len(lengths.tokens)} rows are longer than --max-length {limit} "
-        f"(rows {_some(over)}; the longest takes {int(lengths.tokens.max())} tokens); "
+        f"(rows {list_some(over)}; the longest takes {int(lengths.tokens.max())} tokens); "
         "raise --max-length, build with a smaller --max-side, leave them out with --over-long drop, or cut their text "
         "with --over-long truncate"
     )
@@ -255,27 +255,27 @@ def _mask_problems(split: str, lengths: RowLengths, chat: ChatFormat) -> list[st
     empty = np.flatnonzero(lengths.supervised == 0)
     if len(empty):
         problems.append(
-            f"{split}: {len(empty)} of {total} rows have no token that carries loss (rows {_some(empty)}): "
+            f"{split}: {len(empty)} of {total} rows have no token that carries loss (rows {list_some(empty)}): "
             f"the marker {chat.markers.response_part!r} was not found in them, or their answers are empty"
         )
     missing = np.flatnonzero(lengths.missing_spans != 0)
     if len(missing) and not len(empty):
         problems.append(
             f"{split}: in {len(missing)} of {total} rows the mask finds another number of answers than there are "
-            f"assistant turns (rows {_some(missing)}): a turn begins with a line break that melts into the marker, "
+            f"assistant turns (rows {list_some(missing)}): a turn begins with a line break that melts into the marker, "
             "or holds the template's own tokens"
         )
     stray = np.flatnonzero(lengths.stray_placeholders != 0)
     if len(stray):
         problems.append(
-            f"{split}: in {len(stray)} of {total} rows (rows {_some(stray)}) the rendered text holds more or fewer "
+            f"{split}: in {len(stray)} of {total} rows (rows {list_some(stray)}) the rendered text holds more or fewer "
             "image placeholders than the row has pictures: a text spells the model's own image token, or a turn names "
             "a picture that is not there"
         )
     endless = np.flatnonzero(lengths.unterminated > 0)
     if len(endless):
         problems.append(
-            f"{split}: in {len(endless)} of {total} rows no token ends the answer (rows {_some(endless)}), so the "
+            f"{split}: in {len(endless)} of {total} rows no token ends the answer (rows {list_some(endless)}), so the "
             f"model would never learn to stop: generation stops at {_token_names(chat)}, "
             + (
                 "which is also the padding token and never carries loss; give the tokenizer another padding token"
@@ -288,8 +288,3 @@ def _mask_problems(split: str, lengths: RowLengths, chat: ChatFormat) -> list[st
 
 def _token_names(chat: ChatFormat) -> str:
     return ", ".join(repr(chat.processor.tokenizer.decode([i])) for i in sorted(chat.stop_ids)) or "no token at all"
-
-
-def _some(rows: npt.NDArray[np.int64]) -> str:
-    shown = ", ".join(str(int(row)) for row in rows[:_EXAMPLES])
-    return shown + (", …" if len(rows) > _EXAMPLES else "")

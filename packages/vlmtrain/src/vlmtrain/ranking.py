@@ -20,6 +20,7 @@ from vlmtrain.inference import AnsweringModel, load_answering_model
 from vlmtrain.rows import open_rows, sample_indices
 from vlmtrain.settings import EvalConfig
 from vlmtrain.source import find_model
+from vlmtrain.wording import shorten
 
 __all__ = ["RankedRow", "describe_ranking", "rank_rows", "row_losses"]
 
@@ -165,13 +166,9 @@ def describe_ranking(ranked: Sequence[RankedRow], top: int) -> str:
     lines = [f"the {min(top, len(ranked))} of {len(ranked)} rows whose own answers the model finds least likely:"]
     lines.append(f"{'rank':>5}{'loss':>9}{'tokens':>8}  {'worst token':<20}{'answer':<34}row")
     for row in ranked[:top]:
-        worst = f"{_shorten(repr(row.worst_token), 12)} {row.worst_token_loss:.2f}"
+        worst = f"{shorten(repr(row.worst_token), 12)} {row.worst_token_loss:.2f}"
         lines.append(
-            f"{row.rank:>5}{row.loss:>9.3f}{row.tokens:>8}  {worst:<20}{_shorten(repr(row.answer), 32):<34}"
+            f"{row.rank:>5}{row.loss:>9.3f}{row.tokens:>8}  {worst:<20}{shorten(repr(row.answer), 32):<34}"
             f"{row.id} ({row.source})"
         )
     return "\n".join(lines)
-
-
-def _shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

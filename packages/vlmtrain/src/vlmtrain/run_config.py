@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vlmdata.errors import ConfigError
 from vlmdata.options import unknown_name
+from vlmtrain.value_checks import not_positive
 
 __all__ = ["LOGGERS", "LOSS_METRIC", "MonitorConfig", "RunConfig"]
 
@@ -17,13 +17,6 @@ LOSS_METRIC = "loss"
 
 LOGGERS = ("tensorboard", "wandb", "trackio")
 """The programs that a run's log can be sent to."""
-
-
-def _not_positive(section: Any, *names: str) -> list[str]:
-    values = {name: getattr(section, name) for name in names}
-    return [
-        f"{name} must be positive, not {value!r}" for name, value in values.items() if value is not None and value <= 0
-    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +44,7 @@ class RunConfig:
             ConfigError: A value is out of range.
         """
         names = ("gpus", "eval_steps", "eval_rows", "keep_checkpoints", "log_steps")
-        if problems := _not_positive(self, *names):
+        if problems := not_positive(self, *names):
             raise ConfigError(problems)
 
 
@@ -85,7 +78,7 @@ class MonitorConfig:
         for field in ("eval_metrics", "report_to"):
             names = (name.strip() for value in getattr(self, field) for name in value.split(","))
             object.__setattr__(self, field, tuple(dict.fromkeys(name for name in names if name)))
-        problems = _not_positive(self, "eval_samples", "patience", "report_samples")
+        problems = not_positive(self, "eval_samples", "patience", "report_samples")
         problems.extend(
             f"report_to: {unknown_name('logger', name, LOGGERS)}; known are {', '.join(LOGGERS)}"
             for name in self.report_to

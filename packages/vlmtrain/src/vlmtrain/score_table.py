@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["condition_rows", "describe_result", "is_blind"]
+from vlmtrain.wording import shorten
+
+__all__ = ["condition_rows", "describe_result", "format_cell", "is_blind"]
 
 _CELL_CHARACTERS = 26
 _LABEL_CHARACTERS = 12
@@ -34,7 +36,7 @@ def condition_rows(result: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, A
         yield "compared", result["compare"]["scores"], False
         yield "  model - compared, paired", result["compare"]["paired"], True
     if "majority" in result:
-        yield f"always {_shorten(repr(result['majority']['answer']), 20)}", result["majority"]["scores"], False
+        yield f"always {shorten(repr(result['majority']['answer']), 20)}", result["majority"]["scores"], False
 
 
 def format_cell(cell: Mapping[str, Any], *, is_difference: bool) -> str:
@@ -76,16 +78,12 @@ def _confusion_lines(confusion: Mapping[str, Any]) -> list[str]:
         return [f"confusion of {len(labels)} labels: see the page beside the result"]
     # an empty last column says nothing
     shown = len(columns) - (not any(row[-1] for row in confusion["counts"]))
-    width = max(len(_shorten(label, 24)) for label in labels) + 2
-    widths = [max(len(_shorten(column, _LABEL_CHARACTERS)), 5) + 2 for column in columns[:shown]]
+    width = max(len(shorten(label, 24)) for label in labels) + 2
+    widths = [max(len(shorten(column, _LABEL_CHARACTERS)), 5) + 2 for column in columns[:shown]]
     lines = ["confusion (a line a label, a column an answer):"]
-    head = (f"{_shorten(name, _LABEL_CHARACTERS):>{size}}" for name, size in zip(columns, widths, strict=False))
+    head = (f"{shorten(name, _LABEL_CHARACTERS):>{size}}" for name, size in zip(columns, widths, strict=False))
     lines.append("  " + " " * width + "".join(head))
     for label, counts in zip(labels, confusion["counts"], strict=True):
         cells = (f"{count or '·':>{size}}" for count, size in zip(counts, widths, strict=False))
-        lines.append(f"  {_shorten(label, 24):<{width}}" + "".join(cells))
+        lines.append(f"  {shorten(label, 24):<{width}}" + "".join(cells))
     return lines
-
-
-def _shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from vlmdata.errors import ConfigError
 from vlmtrain.config import BackendName, LoadIn
+from vlmtrain.value_checks import not_positive
 
 __all__ = ["EvalConfig", "ExportConfig", "GenerateConfig"]
-
-
-def _not_positive(section: Any, *names: str) -> list[str]:
-    values = {name: getattr(section, name) for name in names}
-    return [
-        f"{name} must be positive, not {value!r}" for name, value in values.items() if value is not None and value <= 0
-    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +54,7 @@ class EvalConfig:
         Raises:
             ConfigError: A value is out of range.
         """
-        problems = _not_positive(self, "rows", "batch_size", "max_new_tokens", "top")
+        problems = not_positive(self, "rows", "batch_size", "max_new_tokens", "top")
         known = get_args(LoadIn)[1:]
         problems += [
             f"precision: {name!r} is not one of {', '.join(known)}" for name in self._named() if name not in known
@@ -124,7 +118,7 @@ class ExportConfig:
         Raises:
             ConfigError: A value is out of range.
         """
-        problems = _not_positive(self, "check_rows", "drift_rows")
+        problems = not_positive(self, "check_rows", "drift_rows")
         if self.public and not self.push:
             problems.append("--public goes with --push")
         if problems:
@@ -162,7 +156,7 @@ class GenerateConfig:
         Raises:
             ConfigError: A value is out of range, or there is nothing to ask.
         """
-        problems = _not_positive(self, "batch_size", "max_new_tokens")
+        problems = not_positive(self, "batch_size", "max_new_tokens")
         if self.temperature < 0:
             problems.append(f"temperature must not be negative, as {self.temperature!r} is")
         if (self.prompt is None) == (self.batch is None):

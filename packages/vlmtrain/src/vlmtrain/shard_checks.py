@@ -10,11 +10,11 @@ from pathlib import Path
 from vlmdata.errors import DataError
 from vlmdata.manifest import ShardEntry, hash_file
 from vlmdata.shards import BuiltFolder
+from vlmtrain.wording import list_some
 
 __all__ = ["check_shards", "memory_file"]
 
 _THREADS = 2
-_SHOWN = 3
 
 
 def check_shards(folder: BuiltFolder) -> str:
@@ -38,10 +38,9 @@ def check_shards(folder: BuiltFolder) -> str:
         digests = list(pool.map(lambda shard: hash_file(folder.path / shard.file), new))
     wrong = [shard.file for shard, digest in zip(new, digests, strict=True) if digest != shard.sha256]
     if wrong:
-        shown = ", ".join(wrong[:_SHOWN]) + (", …" if len(wrong) > _SHOWN else "")
         raise DataError(
-            f"{folder.path}: {len(wrong)} of {len(shards)} shards are not those that were built ({shown}: their "
-            "SHA-256 differs from the manifest's); copy the folder again, or build it anew"
+            f"{folder.path}: {len(wrong)} of {len(shards)} shards are not those that were built ({list_some(wrong)}: "
+            "their SHA-256 differs from the manifest's); copy the folder again, or build it anew"
         )
     known |= {_name(folder, shard): [*states[shard.file], shard.sha256] for shard in new}
     # folders that are gone are forgotten

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlmdata.errors import ConfigError
+from vlmtrain.value_checks import not_positive
 
 __all__ = ["Batching", "SpeedConfig"]
 
@@ -46,15 +47,9 @@ class SpeedConfig:
         Raises:
             ConfigError: A value is out of range, or two of them clash.
         """
-        problems = [
-            f"{name} must be positive, not {value!r}"
-            for name, value in (("batch_tokens", self.batch_tokens), ("micro_batch", self.micro_batch))
-            if value is not None and value <= 0
-        ]
+        problems = not_positive(self, "batch_tokens", "micro_batch", "gpu_memory_gb")
         if self.profile_steps < 0:
             problems.append(f"profile_steps must not be negative, as {self.profile_steps!r} is")
-        if self.gpu_memory_gb is not None and self.gpu_memory_gb <= 0:
-            problems.append(f"gpu_memory_gb must be positive, not {self.gpu_memory_gb!r}")
         if self.batch_tokens is not None and self.micro_batch is not None:
             problems.append("batch_tokens clashes with micro_batch: both say how much goes into one forward pass")
         if self.batch_tokens is not None and self.batching == "plain":
