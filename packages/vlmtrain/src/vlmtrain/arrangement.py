@@ -22,7 +22,6 @@ from vlmtrain.speed.memory import first_pass, fit_to_memory
 from vlmtrain.speed.packing import PackedCollator, can_pack
 from vlmtrain.speed.trainer import Arrangement
 from vlmtrain.speed.vision_inputs import VisionInputs
-from vlmtrain.trainer import plan_schedule
 
 __all__ = ["arrange", "plans_memory"]
 
@@ -71,7 +70,7 @@ def arrange(
     if frozen:
         say(f"vision tower: frozen, its {len(frozen)} blocks go without a backward pass")
     plan = _choose_batching(config, train, loaded, has_kernel, say)
-    steps = plan_schedule(config, plan.steps).steps
+    steps = config.optimizer.count_steps(plan.steps)
     blocks = _choose_compilation(config, backend, loaded, steps, say, frozen=bool(frozen))
     arrangement = Arrangement(plan=plan, frozen=frozen)
     if config.speed.loss_on == "supervised" or (config.speed.loss_on == "auto" and backend.NAME == "unsloth"):

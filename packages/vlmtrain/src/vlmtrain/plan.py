@@ -18,13 +18,12 @@ from vlmtrain.lengths import heaviest_step, measure_lengths
 from vlmtrain.memory import Checkpointing, MemoryEstimate, StepLoad, estimate_memory
 from vlmtrain.model_shape import ModelShape, read_shape
 from vlmtrain.plan_config import PlanConfig
+from vlmtrain.precision import MEMORY_SHARE
 from vlmtrain.processors import load_chat_format, load_processor
 from vlmtrain.source import find_model
 
-__all__ = ["MEMORY_SHARE", "Plan", "make_plan"]
+__all__ = ["Plan", "make_plan"]
 
-MEMORY_SHARE = 0.85
-"""Share of the GPU's memory that a plan may take; the rest is other processes."""
 _GIB = 2**30
 # Dense 16-bit matrix products in 10^12 operations a second, by the makers' data sheets.
 _TFLOPS = {
@@ -104,7 +103,7 @@ class Plan:
         """Optimizer steps of the run."""
         batch = self.optimizer.batch_size * self.optimizer.grad_accum
         per_epoch = max(1, math.ceil(self.workload.rows / batch))
-        return self.optimizer.max_steps or max(1, math.ceil(per_epoch * self.optimizer.epochs))
+        return self.optimizer.count_steps(per_epoch)
 
     def flops_of_row(self, *, recomputed: bool) -> float:
         """Operations for forward and backward pass over an average row.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmtrain.memory import Checkpointing, MemoryEstimate, StepLoad, trainable_parameters
-from vlmtrain.plan import MEMORY_SHARE, Plan
+from vlmtrain.plan import Plan
+from vlmtrain.precision import MEMORY_SHARE
 
 __all__ = ["describe_plan"]
 

@@ -11,7 +11,7 @@ from vlmtrain.device import memory_bytes
 from vlmtrain.memory import StepLoad, estimate_memory
 from vlmtrain.model_shape import ModelShape, read_shape
 
-__all__ = ["Precision", "can_quantise", "choose_precision", "count_weights"]
+__all__ = ["MEMORY_SHARE", "Precision", "can_quantise", "choose_precision", "count_weights"]
 
 MEMORY_SHARE = 0.85
 """Share of the GPU's memory that a plan may take; the rest is fragmentation and other processes."""
@@ -23,7 +23,7 @@ _LORA_OVERHEAD_SHARE = 0.15
 # Full fine-tuning: weights, gradients and two moments of AdamW, in bytes a parameter.
 _FULL_32BIT_BYTES = 16
 _FULL_16BIT_BYTES = 8
-_BYTES = {"32bit": 4.0, "16bit": 2.0, "8bit": 1.1, "4bit": 0.65}
+_HALF_BYTES = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +124,7 @@ def _plan_step(shape: ModelShape, adapter: AdapterConfig, step: StepLoad, limit:
 
 
 def _plan_lora(weights: int, limit: float) -> Precision:
-    needed = weights * _BYTES["16bit"] * (1 + _LORA_OVERHEAD_SHARE) + _LORA_OVERHEAD_BYTES
+    needed = weights * _HALF_BYTES * (1 + _LORA_OVERHEAD_SHARE) + _LORA_OVERHEAD_BYTES
     return _judge(weights, "with adapters and activations", needed, limit)
 
 

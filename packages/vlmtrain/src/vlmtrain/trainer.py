@@ -35,7 +35,7 @@ from vlmtrain.stops import StopRequest
 from vlmtrain.val_answers import ValAnswers, with_answer_metrics
 from vlmtrain.val_loss import with_token_mean_loss
 
-__all__ = ["Schedule", "make_trainer", "plan_schedule"]
+__all__ = ["Schedule", "make_trainer", "optimizer_name", "plan_schedule"]
 
 _EVALUATIONS_A_RUN = 10
 
@@ -56,11 +56,10 @@ class Schedule:
 
 def plan_schedule(config: FitConfig, steps_per_epoch: int) -> Schedule:
     """Counts the steps of a run, of which an epoch has so many."""
-    optimizer = config.optimizer
-    steps = optimizer.max_steps or max(1, math.ceil(steps_per_epoch * optimizer.epochs))
+    steps = config.optimizer.count_steps(steps_per_epoch)
     return Schedule(
         steps=steps,
-        warmup_steps=math.ceil(optimizer.warmup * steps),
+        warmup_steps=math.ceil(config.optimizer.warmup * steps),
         eval_steps=config.run.eval_steps or max(1, steps // _EVALUATIONS_A_RUN),
         steps_per_epoch=steps_per_epoch,
     )
