@@ -137,3 +137,10 @@ def test_small_sets_still_get_a_row_of_each() -> None:
 @pytest.mark.parametrize("rows", [0, 1])
 def test_next_to_nothing(rows: int) -> None:
     assert len(split([[0]] * rows)) == rows
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_train_keeps_the_last_row_of_a_tiny_set(rows: int) -> None:
+    found = split([[i] for i in range(rows)], val=0.1, test=0.1)
+    assert (found == 0).sum() == 1
+    assert sorted(found[found > 0].tolist()) == [1, 2][: rows - 1]

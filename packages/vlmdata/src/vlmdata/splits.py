@@ -27,7 +27,7 @@ def assign_splits(
 
     Components come in an order made from the seed and the content of their images (or texts) alone, so that rows that
     are added to a set hardly move the others. Each one goes to the first split that still has room for all of its kept
-    rows; none is ever cut.
+    rows; none is ever cut. The last one of a small set stays in train, which is never left without rows.
 
     Args:
         signatures: R rows, also those that are dropped as duplicates: they connect what they are like.
@@ -47,12 +47,14 @@ def assign_splits(
     kept = int(is_kept.sum())
     room = [max(1, round(part * kept)) for part in fractions.values()]
     split_of = np.zeros(count, np.int64)
+    in_train = kept
     for each in order.tolist():
         rows = int(rows_in[each])
         place = next((i for i, left in enumerate(room) if rows <= left), None)
-        if rows and place is not None:
+        if rows and place is not None and rows < in_train:
             split_of[each] = place + 1
             room[place] -= rows
+            in_train -= rows
             if not any(room):
                 break
     return split_of[component]
