@@ -19,7 +19,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   padding: 2rem 1.5rem; max-width: 76rem }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem } h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem }
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; overflow-wrap: anywhere } p { margin: .3rem 0 .8rem }
-nav { margin: .6rem 0 0; font-size: .9rem } nav a { margin-right: 1rem; color: var(--bar); white-space: nowrap }
+nav { margin: .6rem 0 0; font-size: .9rem; display: flex; flex-wrap: wrap; gap: 0 1rem }
+nav a { color: var(--bar); white-space: nowrap }
 .soft, figcaption { color: var(--soft); font-size: .82rem; overflow-wrap: anywhere }
 table { border-collapse: collapse; margin: .6rem 0; font-size: .9rem } .wide { overflow-x: auto }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
