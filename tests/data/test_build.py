@@ -96,6 +96,11 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     assert (counts.read, counts.kept) == (40, 32)
     assert counts.rejected == Counter(EXPECTED.values())
     assert rejections(tmp_path / "out") == EXPECTED
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    # whatever could be read of a row has its id, and a file that does not decode is named
+    assert all((line["id"] is None) == (line["stage"] == "sources") for line in lines)
+    assert all(".jpg': " in line["detail"] for line in lines if line["reason"] == "image_unreadable")
+    assert "image_unreadable" in EXPECTED.values()
     train = open_folder(tmp_path / "out", checksums=True).split("train")
     assert train.column("source") == [f"rows.jsonl:{i}" for i in range(40) if i not in EXPECTED]
     row = train[0]
@@ -268,7 +273,7 @@ def test_nothing_left_to_keep(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there are no rows in the inputs"):
         build(tmp_path / "empty.csv", tmp_path / "out2")
     (tmp_path / "broken.jsonl").write_text("nothing here\nis JSON\n")
-    with pytest.raises(DataError, match=r"broken.jsonl: none of the first 2 rows can be read \(json_broken\)"):
+    with pytest.raises(DataError, match=r"broken.jsonl: none of the first 2 rows can be read \(json_broken: "):
         build(tmp_path / "broken.jsonl", tmp_path / "out3")
 
 

@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 # Part of every partition's key: a change in what is staged makes older staged files useless.
-_STAGE_VERSION = 6
+_STAGE_VERSION = 7
 # How many rows of an input are looked at to tell its format and columns.
 _HEAD_ROWS = 64
 # Reasons that are choices, not defects of the data: they do not count towards --max-reject-rate.
@@ -140,7 +140,8 @@ def plan_inputs(
             on_note(f"{source.name}: {source.kind}; it has no rows")
             continue
         if not head:
-            reasons = ", ".join(sorted({row.reason for row in looked_at if isinstance(row, Problem)}))
+            details = {row.reason: row.detail for row in reversed(looked_at) if isinstance(row, Problem)}
+            reasons = "; ".join(f"{reason}: {detail}" for reason, detail in sorted(details.items()))
             raise DataError(f"{source.name}: none of the first {len(looked_at)} rows can be read ({reasons})")
         try:
             reading = plan_reading(

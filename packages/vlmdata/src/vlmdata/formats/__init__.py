@@ -47,6 +47,7 @@ __all__ = [
     "fit_to_images",
     "plan_reading",
     "read_group",
+    "read_id",
 ]
 
 # Asked in this order: what is told by a closer look comes before what it is a kind of; columns fits everything.
@@ -196,7 +197,7 @@ def convert_row(row: RawRow, index: int, source: str, reading: Reading) -> Sampl
         return objects
     last = "".join(part.text or "" for part in draft.messages[-1].content)
     return Sample(
-        id=_read_id(row, index, source, reading),
+        id=read_id(row, index, source, reading),
         source=source,
         row=index,
         messages=draft.messages,
@@ -254,7 +255,8 @@ def _rewrite(draft: Draft, change: Callable[[str], str]) -> None:
     draft.references = [change(text) for text in draft.references]
 
 
-def _read_id(row: RawRow, index: int, source: str, reading: Reading) -> str:
+def read_id(row: RawRow, index: int, source: str, reading: Reading) -> str:
+    """Return the id of a row, in words that can be written down; of one without, its place: `FILE:ROW`."""
     value = as_text(row.get(reading.id), reading.id) if reading.id is not None else None
     # the answers of one row, under --answers all, are told apart
     answer = f"#{row[ANSWER_NUMBER]}" if ANSWER_NUMBER in row else ""

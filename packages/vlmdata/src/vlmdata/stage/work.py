@@ -13,7 +13,7 @@ import pyarrow as pa
 import xxhash
 
 from vlmdata.dedup.signatures import hash_texts
-from vlmdata.formats import Placement, Reading, convert_row, encode_meta, fit_to_images, read_group
+from vlmdata.formats import Placement, Reading, convert_row, encode_meta, fit_to_images, read_group, read_id
 from vlmdata.images import ImageProblem, PreparedImage
 from vlmdata.locations import copy_file
 from vlmdata.sample import Problem, RawRow, Rejection, Sample, StoredImage
@@ -161,7 +161,7 @@ class _Partition:
                 if isinstance(sample, Sample):
                     yield at, sample
                 else:
-                    self._reject(at, "formats", sample)
+                    self._reject(at, "formats", sample, read_id(row, index, self._task.source, reading))
 
     def _prepare_all(self, sample: Sample, loaded: list[LoadedImage | Problem]) -> list[list[_Shown]] | Problem:
         """Return the pages of each image."""
@@ -172,7 +172,8 @@ class _Partition:
             content, outcome = _REMEMBERED.prepare(image.data, self._settings.images)
             self._content.update(content.encode())
             if isinstance(outcome, ImageProblem):
-                return _at_image(Problem(outcome.reason, outcome.detail), i, len(loaded))
+                which = f"{image.name!r:.200}: " if image.name else ""
+                return _at_image(Problem(outcome.reason, which + outcome.detail), i, len(loaded))
             leaves = self._settings.leave_originals and len(outcome) == 1
             original = _find_original(outcome[0], image.file, content) if leaves else None
             prepared.append([_Shown(page, image.name, original) for page in outcome])
