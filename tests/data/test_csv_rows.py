@@ -80,5 +80,5 @@ def test_headers_must_name_the_columns(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="columns with the same name: 'a'"):
         read(path)
     path.write_text("")
-    with pytest.raises(DataError, match="no header line"):
+    with pytest.raises(DataError, match="the file is empty"):
         read(path)

@@ -31,7 +31,18 @@ anything = st.recursive(
     max_leaves=8,
 )
 images = st.sampled_from(
-    ["a.png", "b.png", "absent.png", "../a.png", "file:///etc/passwd", "http://127.0.0.1:1/x", "", "a\0"]
+    [
+        "a.png",
+        "b.png",
+        "absent.png",
+        "../a.png",
+        "file:///etc/passwd",
+        "http://127.0.0.1:1/x",
+        "",
+        "a\0",
+        "\ud800.png",
+        "\udcff.png",
+    ]
 )
 roles = st.sampled_from(["user", "assistant", "system", "human", "gpt", "tool", "", None])
 parts = st.fixed_dictionaries(

@@ -250,3 +250,19 @@ def test_a_name_that_changes_its_address_is_caught(
 
 def test_names_without_an_address(root: Path) -> None:
     assert load(make_loader(root, url_retries=0), "http://no-such-host.invalid/a.jpg") == "image_download_failed"
+
+
+def test_names_that_are_not_utf8_are_refused_in_a_line(root: Path) -> None:
+    os.makedirs(os.fsencode(root) + b"/b\xe4d")
+    for name in (b"/b\xe4d/a.jpg", b"/b\xe4.jpg"):
+        Path(os.fsdecode(os.fsencode(root) + name)).write_bytes(BODY)
+    (root / "link-bad.jpg").symlink_to(os.fsdecode(b"b\xe4.jpg"))
+    loader = make_loader(root)
+    for location in ("b\udce4d/a.jpg", "b\udce4.jpg", "link-bad.jpg", "a\ud800.jpg", "\ud800/a.jpg", "http://x/\ud800"):
+        outcome = loader.load(ImageRef(location))
+        assert isinstance(outcome, Problem)
+        assert outcome.reason == "bad_encoding"
+        outcome.detail.encode()
+    assert all(path.isprintable() for path in loader.stamps)
+    # bytes that come with their row need no file: only the name is mended
+    assert load(loader, "x/b\udce4.jpg", BODY) == LoadedImage(BODY, "b?.jpg")

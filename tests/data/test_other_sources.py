@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -203,3 +205,49 @@ def test_broken_descriptions_of_saved_sets_are_told_in_a_line(tmp_path: Path, co
     (tmp_path / "dataset_dict.json").write_text(content)
     with pytest.raises(DataError, match=words):
         open_sources([str(tmp_path)], InputConfig())
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.gz"])
+@pytest.mark.parametrize("damage", ["no gzip", "cut short", "overwritten"])
+def test_broken_gzip_files_are_told_in_a_line(tmp_path: Path, name: str, damage: str) -> None:
+    text = "a,b\n" + "".join(f"{i},{i * 7919 % 4001}\n" for i in range(20_000))
+    content = gzip.compress(text.encode(), mtime=0)
+    if damage == "no gzip":
+        content = b"plain text\n"
+    elif damage == "cut short":
+        content = content[: len(content) // 2]
+    else:
+        content = content[: len(content) // 2] + bytes(64) + content[len(content) // 2 + 64 :]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}: not a whole gzip file: "):
+        list(open_one(tmp_path / name).read())
+
+
+def test_linked_folders_are_read_and_loops_are_not(tmp_path: Path) -> None:
+    for place in ("photos/cat", "elsewhere/dog"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "1.png").write_bytes(encode_image())
+    (tmp_path / "photos" / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
+    (tmp_path / "photos" / "loop").symlink_to(".")
+    (tmp_path / "photos" / "cat" / "up").symlink_to(tmp_path)
+    (tmp_path / "photos" / "gone").symlink_to("nowhere")
+    assert [row["id"] for row in rows_of(open_one(tmp_path / "photos"))] == ["cat/1.png", "dog/1.png"]
+
+
+def test_linked_files_of_a_folder_go_by_their_names_in_it(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er" / "set").mkdir(parents=True)
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n')
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "rows.jsonl").write_text('{"a": 2}\n')
+    (tmp_path / "deep" / "er" / "set" / "one.jsonl").symlink_to(tmp_path / "rows.jsonl")
+    (tmp_path / "deep" / "er" / "set" / "two").symlink_to(tmp_path / "more")
+    sources = open_sources([str(tmp_path / "deep" / "er" / "set")], InputConfig())
+    assert [source.name for source in sources] == ["set/one.jsonl", "set/two/rows.jsonl"]
+
+
+def test_inputs_whose_names_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xf6ws.jsonl"))
+    path.write_text('{"a": 1}\n')
+    for given in (path, tmp_path):
+        with pytest.raises(ConfigError, match=r"r.udcf6ws.jsonl': its name is not UTF-8; rename the file"):
+            open_sources([str(given)], InputConfig())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vlmdata.config import InputConfig
 from vlmdata.errors import ConfigError, DataError
-from vlmdata.locations import explain_remote_errors, is_remote, kind_of, locator, open_location
+from vlmdata.locations import explain_remote_errors, is_remote, kind_of, locator, open_location, relative_name
 from vlmdata.sources.arrow_rows import read_arrow
 from vlmdata.sources.coco import is_coco, read_coco
 from vlmdata.sources.csv_rows import read_csv, tell_dialect
@@ -17,7 +17,7 @@ from vlmdata.sources.dataset_info import DATASET_INFO, find_description
 from vlmdata.sources.folders import find_data_files, open_image_folder, open_saved_set, tell_folder
 from vlmdata.sources.hub import open_hub_set
 from vlmdata.sources.json_rows import read_json, tell_layout
-from vlmdata.sources.rows import IndexedRow, Source
+from vlmdata.sources.rows import IndexedRow, Source, explain_gzip_errors
 from vlmdata.sources.webdataset import read_webdataset
 
 __all__ = ["IndexedRow", "Source", "open_sources"]
@@ -57,9 +57,19 @@ def open_sources(inputs: Sequence[str], config: InputConfig) -> list[Source]:
                     problems.append(f"{text}: no such file or folder")
         except ConfigError as error:
             problems.extend(error.problems)
+    problems.extend(_find_bad_names(sources))
     if problems:
         raise ConfigError(problems)
     return sources
+
+
+def _find_bad_names(sources: Sequence[Source]) -> Iterator[str]:
+    """Name inputs that nothing could be written about: names in shards, manifests and stamps are UTF-8."""
+    for path in dict.fromkeys(path for source in sources for path in source.files):
+        try:
+            locator(path if is_remote(path) else path.absolute()).encode()
+        except UnicodeEncodeError:
+            yield f"{str(path)!r}: its name is not UTF-8; rename the file or its folder"
 
 
 def _common_root(paths: Sequence[Path]) -> list[str]:
@@ -82,7 +92,8 @@ def _open_folder(folder: Path, root: Sequence[str], config: InputConfig) -> list
         return [open_saved_set(folder, name, config.source_split)]
     if kind == "image folder":
         return [open_image_folder(folder, name, config.source_split, lambda path: _read_file(path, config))]
-    return [_open_file(path, _name_of(path, root), config) for path in find_data_files(folder)]
+    # by their names in the folder: where links in it lead to has no place under the inputs' root
+    return [_open_file(path, f"{name}/{relative_name(path, folder)}", config) for path in find_data_files(folder)]
 
 
 def _plain_suffix(path: Path) -> str:
@@ -95,9 +106,11 @@ def _open_file(path: Path, name: str, config: InputConfig) -> Source:
     if path.name == DATASET_INFO:
         raise DataError(f"{path}: describes sets and holds no rows; give the files that it names")
     description = find_description(path)
+    with explain_gzip_errors(path):
+        kind = _describe(path, config)
     return Source(
         name=name,
-        kind=_describe(path, config) + (f", {description.name!r} of {DATASET_INFO}" if description else ""),
+        kind=kind + (f", {description.name!r} of {DATASET_INFO}" if description else ""),
         image_base=path.parent,
         files=(path, description.file) if description else (path,),
         read=lambda: _read_file(path, config),
@@ -126,8 +139,16 @@ def _read_file(path: Path, config: InputConfig) -> Iterator[IndexedRow]:
     suffix = _plain_suffix(path)
     if suffix in _ARROW_SUFFIXES:
         return read_arrow(path)
-    if suffix in (".csv", ".tsv"):
-        return read_csv(path, config.encoding, config.max_line_bytes)
     if suffix in _TAR_SUFFIXES:
         return read_webdataset(path, config.max_line_bytes)
-    return read_coco(path, config.max_line_bytes) if is_coco(path) else read_json(path, config.max_line_bytes)
+    return _read_text(path, config)
+
+
+def _read_text(path: Path, config: InputConfig) -> Iterator[IndexedRow]:
+    with explain_gzip_errors(path):
+        if _plain_suffix(path) in (".csv", ".tsv"):
+            yield from read_csv(path, config.encoding, config.max_line_bytes)
+        elif is_coco(path):
+            yield from read_coco(path, config.max_line_bytes)
+        else:
+            yield from read_json(path, config.max_line_bytes)

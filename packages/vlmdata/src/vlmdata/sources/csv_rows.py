@@ -64,7 +64,9 @@ def read_csv(path: Path, encoding: str, max_line_bytes: int) -> Iterator[Indexed
         reader = csv.reader(lines, delimiter=delimiter)
         try:
             header = [name.strip() for name in next(reader)]
-        except (StopIteration, csv.Error, UnicodeError) as error:
+        except StopIteration:
+            raise DataError(f"{path}: the file is empty") from None
+        except (csv.Error, UnicodeError) as error:
             raise DataError(f"{path}: no header line: {error}") from error
         if repeated := sorted({name for name in header if header.count(name) > 1}):
             raise DataError(f"{path}: columns with the same name: {', '.join(map(repr, repeated))}")

@@ -70,7 +70,28 @@ def _list_files(folder: Path) -> list[Path]:
     """All files below a folder, in the order of their parts."""
     if is_remote(folder):
         return sorted((folder / name for name in remote_files(folder)), key=lambda path: path.parts)
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for place, names in _walk(folder) for name in names if (path := Path(place, name)).is_file())
+
+
+def _walk(folder: Path, *, hidden: bool = True) -> Iterator[tuple[str, list[str]]]:
+    """Yield each local folder at any depth, links to folders followed, with the names of its files in order.
+
+    Args:
+        folder: where to start.
+        hidden: whether to look into hidden folders.
+    """
+    for place, folders, names in os.walk(folder, followlinks=True):
+        wanted = (name for name in folders if hidden or not name.startswith("."))
+        folders[:] = sorted(name for name in wanted if not _leads_back(place, name))
+        yield place, sorted(names)
+
+
+def _leads_back(place: str, name: str) -> bool:
+    """Tell whether a folder is a link to one that it lies in; following it would never end."""
+    path = os.path.join(place, name)
+    if not os.path.islink(path):
+        return False
+    return (os.path.realpath(place) + os.sep).startswith(os.path.realpath(path).rstrip(os.sep) + os.sep)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -207,9 +228,8 @@ def list_images(folder: Path) -> Iterator[Path]:
             if path.suffix.lower() in IMAGE_SUFFIXES and not hidden:
                 yield path
         return
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
+    for place, names in _walk(folder, hidden=False):
+        for name in names:
             if Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield Path(place, name)
 

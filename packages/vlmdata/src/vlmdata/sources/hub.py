@@ -39,7 +39,9 @@ def open_hub_set(repository: str, source_split: str | None, source_config: str |
         slice_text = f"[{begin or ''}:{end or ''}]" if begin or end else ""
         table = datasets.load_dataset(repository, source_config, split=f"{split}{slice_text}")
     except (ConnectionError, TimeoutError) as error:
-        raise ResourceError(f"{repository}: the Hugging Face hub cannot be reached: {_one_line(error)}") from error
+        raise ResourceError(
+            f"{repository}: no such file or folder, and the Hugging Face hub cannot be reached: {_one_line(error)}"
+        ) from error
     except FileNotFoundError as error:
         raise DataError(f"{repository}: no such file, folder or set on the hub: {_one_line(error)}") from error
     except ConfigError:

@@ -36,6 +36,16 @@ class LoadedImage:
     file: str | None = None
 
 
+def _as_utf8(name: str) -> str:
+    """A name with `?` for bytes that are no UTF-8, and for half characters."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def _refuse_encoding(location: str) -> Problem:
+    """A name that could not be written down: not in a shard, nor among the stamps that the next build looks at."""
+    return Problem("bad_encoding", f"the name {location[:200]!r} is not UTF-8; rename the file or its folder")
+
+
 def is_url(location: str) -> bool:
     """Tell whether a location is fetched over the network."""
     return location[:8].lower().startswith(("http://", "https://"))
@@ -86,9 +96,11 @@ class ImageLoader:
         """Return the bytes of an image, or why they cannot be had."""
         location = reference.location
         if reference.data is not None:
-            return LoadedImage(reference.data, os.path.basename(location) if location else None)
+            return LoadedImage(reference.data, _as_utf8(os.path.basename(location)) if location else None)
         if not location:
             return Problem("image_missing", "neither a path nor bytes")
+        if _as_utf8(location) != location:
+            return _refuse_encoding(location)
         if location.startswith("data:"):
             return self._decode_data_uri(location)
         if location.startswith(_BASE64_STARTS) and len(location) >= _BASE64_MIN_CHARS:
@@ -114,6 +126,8 @@ class ImageLoader:
         if "\0" in location:
             return Problem("image_missing", f"not a path: {location[:100]!r}")
         real = self._resolve(location)
+        if _as_utf8(real) != real:
+            return _refuse_encoding(real)
         inside_of = self._root.rstrip(os.sep) + os.sep
         inside = real.startswith(inside_of)
         if not inside and not self._allow_outside:

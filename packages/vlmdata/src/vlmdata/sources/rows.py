@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
+from vlmdata.errors import DataError
 from vlmdata.locations import is_remote, open_bytes
 from vlmdata.sample import Problem, RawRow
 
-__all__ = ["IndexedRow", "Source", "open_binary"]
+__all__ = ["IndexedRow", "Source", "explain_gzip_errors", "open_binary"]
 
 # The 0-based index of a row in its file, and the row.
 IndexedRow: TypeAlias = tuple[int, RawRow | Problem]
@@ -43,3 +46,16 @@ def open_binary(path: Path) -> BinaryIO:
     if path.suffix == ".gz":
         return cast(BinaryIO, gzip.open(open_bytes(path) if is_remote(path) else path, "rb"))
     return open_bytes(path)
+
+
+@contextmanager
+def explain_gzip_errors(path: Path) -> Iterator[None]:
+    """Turn what gzip raises on a broken file, at any read, into one line.
+
+    Raises:
+        DataError: the file is not gzip, is damaged, or ends too early.
+    """
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: not a whole gzip file: {error}") from error
