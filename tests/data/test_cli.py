@@ -86,6 +86,8 @@ def test_options_win_over_the_config_file(capsys: pytest.CaptureFixture[str], ro
         (["stats", "OUT"], 3, "the folder does not exist"),
         (["preview", "OUT"], 3, "the folder does not exist"),
         (["check", "absent.csv"], 2, "no such file or folder"),
+        (["check", "ROWS", "--scratch", "/nowhere"], 5, "No such file or directory"),
+        (["hash", "ROWS", "--out", "/nowhere/list.parquet"], 5, "there is no folder '/nowhere'"),
         (["fly"], 2, "No such command 'fly'"),
     ],
 )
@@ -124,6 +126,9 @@ def test_check_of_a_built_folder(capsys: pytest.CaptureFixture[str], rows: Path,
     code, text, _ = run(capsys, "check", out)
     assert code == 0
     assert "whole; train 4 rows; checksums agree, 4 images decode" in text
+    code, _, err = run(capsys, "check", out, "--max-side", "500", "--rejected", tmp_path / "rejected.jsonl")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "takes no options for raw inputs: --max-side, --rejected" in err
     shard = out / "train" / "data-00000-of-00001.arrow"
     content = shard.read_bytes()
     at = content.index(b"IDAT") + 20

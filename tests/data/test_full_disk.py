@@ -140,3 +140,20 @@ def test_a_folder_that_cannot_be_written(
     # what is read is not written to
     assert main(["check", str(disk / "whole")]) == 0
     assert main(["stats", str(disk / "whole")]) == 0
+
+
+def test_a_check_and_a_preview_promise_nothing_and_leave_nothing(
+    rows: Path, tmp_path: Path, mount: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(rows, tmp_path / "out")
+    disk = mount("size=48k")
+    page = disk / "page.html"
+    page.write_text("an older page")
+    for arguments in (
+        ["check", str(rows), "--min-side", "8", "--workers", "0", "--scratch", str(disk)],
+        ["preview", str(tmp_path / "out"), "--out", str(page)],
+    ):
+        assert main(arguments) == 5
+        assert capsys.readouterr().err.endswith(": the disk is full\n")
+    assert page.read_text() == "an older page"
+    assert list(disk.iterdir()) == [page]

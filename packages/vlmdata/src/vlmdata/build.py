@@ -103,7 +103,7 @@ def build_folder(
         notes.append(line)
         on_note(line)
 
-    with explain_disk_errors(config.out):
+    with explain_disk_errors(config.out, kept="; what is done is kept for the next build"):
         before = check_output(config.out, config.content_values(), overwrite=config.output.overwrite)
         sources = open_sources(config.inputs, config.input)
         sets = open_evaluation_sets(config.dedup.against, config.columns.image, config.input)
@@ -133,8 +133,12 @@ def build_folder(
 
 
 @contextmanager
-def explain_disk_errors(place: Path) -> Iterator[None]:
+def explain_disk_errors(place: Path, *, kept: str = "") -> Iterator[None]:
     """Turn errors of the operating system into one clear line.
+
+    Args:
+        place: what is written.
+        kept: what to add where the disk is full, on what remains of the work.
 
     Raises:
         ResourceError: the disk is full or cannot be written, or the memory gave out.
@@ -144,7 +148,7 @@ def explain_disk_errors(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"{where}: the disk is full; what is done is kept for the next build") from error
+            raise ResourceError(f"{where}: the disk is full{kept}") from error
         raise ResourceError(f"{error.filename or where}: {error.strerror or error}") from error
     except MemoryError as error:
         raise ResourceError("out of memory; fewer --workers need less") from error

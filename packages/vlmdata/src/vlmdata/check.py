@@ -42,12 +42,13 @@ def check_inputs(
     Raises:
         ToolkitError: as the build would.
     """
-    sources = open_sources(config.inputs, config.input)
-    sets = open_evaluation_sets(config.dedup.against, config.columns.image, config.input)
+    scratch = config.output.scratch or Path(tempfile.gettempdir())
     with (
-        tempfile.TemporaryDirectory(prefix="vlmdata-check-", dir=config.output.scratch) as name,
-        explain_disk_errors(Path(name)),
+        explain_disk_errors(scratch),
+        tempfile.TemporaryDirectory(prefix="vlmdata-check-", dir=scratch) as name,
     ):
+        sources = open_sources(config.inputs, config.input)
+        sets = open_evaluation_sets(config.dedup.against, config.columns.image, config.input)
         stage = Path(name)
         inputs = plan_inputs(sources, config, on_note)
         evaluation = prepare_evaluation(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlmdata.build_config import NOT_FOR_HASHES, SECTIONS, BuildConfig, PlaceConfig
-from vlmdata.errors import ToolkitError
+from vlmdata.errors import ConfigError, ToolkitError
 from vlmdata.locations import locator
 from vlmdata.options import add_options, read_yaml
 from vlmdata.worker_server import start_worker_server
@@ -74,6 +74,7 @@ def check(inputs: tuple[str, ...], config_file: Path | None, rejected: Path | No
     from vlmdata.manifest import is_built
 
     if len(inputs) == 1 and is_built(inputs[0]):
+        _refuse_options(inputs[0], {**options, "config": config_file, "rejected": rejected})
         with _progress() as advance:
             click.echo(check_folder(inputs[0], on_rows=advance))
         return
@@ -136,6 +137,15 @@ def preview(folder: str, split: str, rows: int, seed: int | None, out: Path | No
     target = out or name_page(folder)
     shown = write_preview(folder, target, split=split, rows=rows, seed=seed)
     click.echo(f"{target}: {shown} rows of split {split!r}")
+
+
+def _refuse_options(folder: str, options: dict[str, Any]) -> None:
+    """Let nobody believe that options for raw inputs say something about a built folder."""
+    given = [f"--{name.rstrip('_').replace('_', '-')}" for name, value in options.items() if value not in (None, ())]
+    if given:
+        raise ConfigError(
+            f"{folder}: is a built folder, whose check takes no options for raw inputs: {', '.join(given)}"
+        )
 
 
 def _read_config(inputs: Sequence[str], config_file: Path | None, options: dict[str, Any]) -> BuildConfig:

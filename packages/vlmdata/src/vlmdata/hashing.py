@@ -15,7 +15,7 @@ from vlmdata.decontamination import (
     prepare_evaluation,
     write_hash_list,
 )
-from vlmdata.errors import ConfigError
+from vlmdata.errors import ConfigError, ResourceError
 from vlmdata.pipeline import list_versions
 from vlmdata.stage import PartitionSummary
 
@@ -39,8 +39,11 @@ def hash_images(
 
     Raises:
         ConfigError: a list of hashes, or a folder that was built under other image options.
+        ResourceError: the file cannot be written.
         ToolkitError: as a build would.
     """
+    if not config.out.parent.is_dir():
+        raise ResourceError(f"{config.out}: cannot be written: there is no folder {str(config.out.parent)!r}")
     sets = open_evaluation_sets(config.inputs, config.columns.image, config.input)
     problems = [f"{each.path}: is a list of hashes already" for each in sets if each.hash_list is not None]
     for each in sets:

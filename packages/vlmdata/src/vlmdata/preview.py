@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from vlmdata.build import explain_disk_errors
@@ -24,7 +25,7 @@ def name_page(folder: str | Path) -> Path:
 
 
 def write_preview(folder: str | Path, target: Path, *, split: str, rows: int, seed: int | None) -> int:
-    """Write a page with rows of a built folder, and return how many it shows.
+    """Write a page with rows of a built folder, whole or not at all, and return how many it shows.
 
     Args:
         folder: the built folder.
@@ -40,9 +41,23 @@ def write_preview(folder: str | Path, target: Path, *, split: str, rows: int, se
     chosen = open_folder(folder).split(split)
     indices = list(range(min(rows, len(chosen)))) if seed is None else sample_rows(chosen, rows, seed)
     title = f"{name_page(folder).stem}, {split}: {len(indices)} of {len(chosen):,} rows"
-    with explain_disk_errors(target), target.open("w", encoding="utf-8", errors="replace") as file:
-        file.writelines(page_pieces(title, _render(title, chosen, indices)))
+    with explain_disk_errors(target):
+        try:
+            _write_whole(target, page_pieces(title, _render(title, chosen, indices)))
+        except OSError as error:
+            # the page is what was asked for, and not the file that was to become it
+            raise OSError(error.errno, error.strerror or str(error), str(target)) from error
     return len(indices)
+
+
+def _write_whole(target: Path, pieces: Iterable[str]) -> None:
+    part = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with part.open("w", encoding="utf-8", errors="replace") as file:
+            file.writelines(pieces)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _render(title: str, split: Split, indices: list[int]) -> Iterator[Html]:
