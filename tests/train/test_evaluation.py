@@ -243,12 +243,15 @@ def test_the_page_shows_the_rows_that_went_wrong(looked, full_run, made, build, 
     assert "Every row is right by exact match" in page
     assert "own - swapped, paired" in page
     rows = [made.row(i) for i in range(100, 106)]
-    rows[3]["references"] = ["<b>purple</b>"]
+    rows[3]["references"] = ["<b>purple</b> \u202e"]
     evaluate(str(full_run), EvalConfig(data=build(rows[:1], val=rows), out=tmp_path / "e.json"))
     page = (tmp_path / "e.html").read_text()
     assert "1 of 6 rows are not perfect by exact match" in page
     assert "&lt;b&gt;purple&lt;/b&gt;" in page
     assert "<b>purple" not in page
+    # a character that turns the text around is seen, as on the other pages
+    assert "\u202e" not in page
+    assert rows[3]["id"] in page
     assert page.count("<img src") == 1
     [picture] = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     shown = Image.open(io.BytesIO(base64.b64decode(picture)))

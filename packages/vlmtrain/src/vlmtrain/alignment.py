@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vlmdata.errors import DataError
 from vlmtrain.held_out import swap_images
@@ -17,7 +18,7 @@ from vlmtrain.inference import AnsweringModel
 from vlmtrain.metrics.bootstrap import bootstrap_interval, bootstrap_values
 from vlmtrain.preflight import CheckedSplit
 from vlmtrain.ranking import row_losses
-from vlmtrain.rows import Rows, sample_indices
+from vlmtrain.rows import Rows, count_pictures, sample_indices, turn_text
 
 __all__ = ["Alignment", "measure_alignment"]
 
@@ -70,14 +71,12 @@ def measure_alignment(checked: CheckedSplit, model: AnsweringModel, rows: int, *
         batch_size: Rows in one forward pass.
 
     Raises:
-        DataError: Fewer than two rows have pictures.
+        DataError: Fewer than two of the drawn rows have pictures, and as many as each other.
     """
     with_pictures = np.flatnonzero(checked.lengths.image_tokens > 0)
     drawn = [int(with_pictures[place]) for place in sample_indices(len(with_pictures), rows, _SEED)]
     turns = [checked.rows.select_columns(["messages"])[row]["messages"] for row in drawn]
-    counts = [sum(part["type"] == "image" for each in row for part in each["content"]) for row in turns]
-    answers = ["".join(part["text"] or "" for part in row[-1]["content"]) for row in turns]
-    donors = swap_images(counts, answers)
+    donors = swap_images([count_pictures(row) for row in turns], [turn_text(row[-1]) for row in turns])
     moved = [(drawn[place], drawn[donor]) for place, donor in enumerate(donors) if donor != place]
     if len(moved) < 2:
         raise DataError(f"{checked.name}: --align needs at least two rows with as many pictures as each other")
@@ -111,5 +110,5 @@ class _Shown:
         return {"messages": self._rows[row]["messages"], "images": self._rows[donor]["images"]}
 
 
-def _losses(model: AnsweringModel, rows: _Shown, batch_size: int) -> Any:
+def _losses(model: AnsweringModel, rows: _Shown, batch_size: int) -> npt.NDArray[np.float64]:
     return np.array([each.loss for each in row_losses(model, rows, batch_size=batch_size)])

@@ -19,6 +19,7 @@ from vlmtrain.held_out import EvalRow, Questions, answer_limit, majority_answer,
 from vlmtrain.inference import load_answering_model, release_memory
 from vlmtrain.metrics import are_labels, compare, find_metrics, score, score_rows, tabulate_confusion
 from vlmtrain.precision import choose_precision
+from vlmtrain.rows import count_pictures
 from vlmtrain.score_page import write_score_page
 from vlmtrain.settings import EvalConfig
 from vlmtrain.source import find_model
@@ -88,8 +89,7 @@ def _answer_all(name: str, folder: BuiltFolder, rows: list[EvalRow], config: Eva
         model=model.answer(own, max_new_tokens=limit, batch_size=config.batch_size),
     )
     if config.swap_images:
-        counts = [sum(part["type"] == "image" for message in row.prompt for part in message["content"]) for row in rows]
-        donors = swap_images(counts, [row.references[0] for row in rows])
+        donors = swap_images([count_pictures(row.prompt) for row in rows], [row.references[0] for row in rows])
         swapped = Questions(split, rows, donors)
         answers.swapped = model.answer(swapped, max_new_tokens=limit, batch_size=config.batch_size)
     del model

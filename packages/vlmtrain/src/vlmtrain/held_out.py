@@ -9,7 +9,7 @@ from typing import Any
 
 from vlmdata.shards import BuiltFolder, Split
 from vlmtrain.inference import AnsweringModel, Request
-from vlmtrain.rows import open_rows, sample_indices
+from vlmtrain.rows import open_rows, sample_indices, turn_text
 
 __all__ = ["EvalRow", "Questions", "answer_limit", "majority_answer", "read_eval_rows", "swap_images"]
 
@@ -45,7 +45,7 @@ def read_eval_rows(split: Split, *, limit: int | None, seed: int) -> list[EvalRo
                 EvalRow(
                     id=row["id"],
                     prompt=row["messages"][:-1],
-                    references=list(row["references"]) or [_last_answer(row["messages"])],
+                    references=list(row["references"]) or [turn_text(row["messages"][-1])],
                     position=position,
                 )
             )
@@ -112,9 +112,7 @@ def majority_answer(folder: BuiltFolder) -> str | None:
     """The most frequent last answer of the training rows; of equally frequent ones, the first by alphabet."""
     if "train" not in folder.splits:
         return None
-    counts: Counter[str] = Counter(_last_answer(row["messages"]) for row in folder.split("train").iterate(["messages"]))
+    counts: Counter[str] = Counter(
+        turn_text(row["messages"][-1]) for row in folder.split("train").iterate(["messages"])
+    )
     return min(counts, key=lambda text: (-counts[text], text), default=None)
-
-
-def _last_answer(messages: Sequence[dict[str, Any]]) -> str:
-    return "".join(part["text"] or "" for part in messages[-1]["content"])

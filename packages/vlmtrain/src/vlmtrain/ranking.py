@@ -17,7 +17,7 @@ from vlmdata.errors import DataError, ResourceError
 from vlmdata.shards import Split, open_folder
 from vlmtrain.collator import VisionCollator
 from vlmtrain.inference import AnsweringModel, load_answering_model
-from vlmtrain.rows import open_rows, sample_indices
+from vlmtrain.rows import open_rows, sample_indices, turn_text
 from vlmtrain.settings import EvalConfig
 from vlmtrain.source import find_model
 from vlmtrain.wording import shorten
@@ -134,7 +134,7 @@ def _batch_losses(model: AnsweringModel, batch: dict[str, Any], start: int) -> l
     for index, row in enumerate(labels):
         places = (row >= 0).nonzero()[:, 0]
         if not len(places):
-            raise DataError(f"row {start + index}: no token of it carries loss")
+            raise DataError(f"of the rows looked at, number {start + index + 1} has no token that carries loss")
         # only where answers stand: the logits of whole pages in 32 bit would not fit
         scores = logits[index].index_select(0, places.to(device)).float()
         values = torch.nn.functional.cross_entropy(scores, row[places].to(device), reduction="none").cpu()
@@ -156,8 +156,7 @@ def _texts_of(split: Split, positions: Sequence[int]) -> list[dict[str, Any]]:
     texts = []
     for position, row in enumerate(split.iterate(["id", "source", "messages"])):
         if position in wanted:
-            answer = "".join(part["text"] or "" for part in row["messages"][-1]["content"])
-            texts.append({"id": row["id"], "source": row["source"], "answer": answer})
+            texts.append({"id": row["id"], "source": row["source"], "answer": turn_text(row["messages"][-1])})
     return texts
 
 

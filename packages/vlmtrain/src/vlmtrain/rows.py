@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vlmdata.errors import DataError
 from vlmdata.shards import Split
 
-__all__ = ["Rows", "open_rows", "sample_indices"]
+__all__ = ["Rows", "count_pictures", "open_rows", "sample_indices", "turn_text"]
 
 Rows = Any
 """A `datasets.Dataset` with columns `messages` and `images`."""
@@ -33,6 +34,16 @@ def open_rows(split: Split) -> Rows:
         raise DataError(f"split {split.name!r} has no rows")
     shards = [Dataset.from_file(str(path)) for path in split.paths]
     return concatenate_datasets(shards).select_columns(["messages", "images"])
+
+
+def turn_text(message: Mapping[str, Any]) -> str:
+    """The text of a turn `{role, content: [{type, text}]}`, its parts joined; pictures give none."""
+    return "".join(part["text"] or "" for part in message["content"])
+
+
+def count_pictures(messages: Iterable[Mapping[str, Any]]) -> int:
+    """How many pictures some turns show."""
+    return sum(part["type"] == "image" for message in messages for part in message["content"])
 
 
 def sample_indices(total: int, count: int, seed: int) -> list[int]:

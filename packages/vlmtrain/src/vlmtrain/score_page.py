@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmdata.pages import Html, page_pieces, section, table, tag
+from vlmdata.pages.pictures import data_uri
 from vlmtrain.inference import Request
 from vlmtrain.metrics import METRICS
+from vlmtrain.rows import turn_text
 from vlmtrain.score_table import condition_rows, format_cell, is_blind
 
 __all__ = ["write_score_page"]
 
 _WORST_ROWS = 40
 _THUMBNAIL_PX = 180
-
 _STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:76em;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:.6em 0 1.4em}td,th{padding:.25em .7em;text-align:right;font-weight:normal}
-th{color:#555;border-bottom:1px solid #ccc}td:first-child,th:first-child{text-align:left}
-.difference{color:#555}.warning{background:#fff3d6;padding:.5em .8em}.scroll{overflow-x:auto}
-.rows td{text-align:left;vertical-align:top;border-bottom:1px solid #ddd;max-width:28em;overflow-wrap:anywhere}
-.rows img{max-width:180px;max-height:180px;margin-right:.3em}pre{white-space:pre-wrap;margin:0;font:inherit}
+.warning { border-left: 4px solid var(--lost); background: var(--panel); padding: .5rem .8rem }
+.confusion :is(td, th) { text-align: right; padding: .3rem .6rem }
+.confusion td:first-child { text-align: left; padding-left: 0 }
+#rows ~ .wide td { max-width: 28rem; overflow-wrap: anywhere; white-space: pre-wrap }
+#rows ~ .wide img { margin-right: .3rem; image-rendering: auto }
 """
 
 
@@ -42,79 +41,85 @@ def write_score_page(
     Raises:
         OSError: It cannot be written.
     """
-    facts = f"{result['rows']} rows of {result['data']}, weights in {result['load_in']}"
-    parts = [
-        f"<h1>{_text(result['split'])}: {_text(result['model'])}</h1><p>{_text(facts)}</p>",
-        _score_table(result),
-    ]
+    title = f"{result['split']}: {result['model']}"
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(page_pieces(title, _body(title, result, lines, questions)))
+
+
+def _body(
+    title: str, result: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], questions: Sequence[Request]
+) -> Iterator[Html]:
+    yield tag("style", Html(_STYLE))
+    yield tag("h1", title)
+    yield tag("p", f"{result['rows']} rows of {result['data']}, weights in {result['load_in']}")
+    yield section("scores", "Scores, with 95 % intervals", *_show_scores(result))
     if is_blind(result):
-        parts.append(
-            '<p class="warning">Swapping the pictures changes no score: on these rows the model does not look at them.'
-        )
+        words = "Swapping the pictures changes no score: on these rows the model does not look at them."
+        yield tag("p", words, class_="warning")
     if "confusion" in result:
-        parts.append(_confusion_table(result["confusion"]))
-    parts.append(_worst_rows(next(iter(result["scores"])), lines, questions))
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'  # noqa: E501  # one line of HTML
-    title = f"<title>{_text(result['split'])}: {_text(result['model'])}</title>"
-    path.write_text(f"{head}{title}<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>", "utf-8")
+        yield section(
+            "confusion", "Confusion: a line a label, a column an answer", _show_confusion(result["confusion"])
+        )
+    yield section("rows", "Rows", *_show_worst(next(iter(result["scores"])), lines, questions))
 
 
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _score_table(result: Mapping[str, Any]) -> str:
+def _show_scores(result: Mapping[str, Any]) -> Iterator[Html]:
+    if "compare" in result:
+        yield tag("p", f"compared: {result['compare']['model']}")
     names = list(result["scores"])
-    head = "".join(f"<th>{_text(METRICS[name].title)}" for name in names)
-    body = []
+    rows = []
     for title, cells, is_difference in condition_rows(result):
-        shown = "".join(f"<td>{_text(format_cell(cells[name], is_difference=is_difference))}" for name in names)
-        body.append(f'<tr class="{"difference" if is_difference else "score"}"><td>{_text(title)}{shown}')
-    compared = f"<p>compared: {_text(result['compare']['model'])}" if "compare" in result else ""
-    return f"<h2>Scores, with 95 % intervals</h2>{compared}<table><tr><th>{head}{''.join(body)}</table>"
+        texts = (title, *(format_cell(cells[name], is_difference=is_difference) for name in names))
+        rows.append([tag("span", text, class_="soft") for text in texts] if is_difference else texts)
+    yield table(("", *(METRICS[name].title for name in names)), rows)
 
 
-def _confusion_table(confusion: Mapping[str, Any]) -> str:
-    head = "".join(f"<th>{_text(column)}" for column in confusion["columns"])
+def _show_confusion(confusion: Mapping[str, Any]) -> Html:
+    head = tag("tr", tag("th"), [tag("th", column) for column in confusion["columns"]])
     body = []
     for row, (label, counts) in enumerate(zip(confusion["labels"], confusion["counts"], strict=True)):
         total = max(sum(counts), 1)
-        cells = []
-        for column, count in enumerate(counts):
-            hue = "60,150,90" if column == row else "200,70,60"
-            shade = f' style="background:rgba({hue},{count / total:.2f})"' if count else ""
-            cells.append(f"<td{shade}>{count or ''}")
-        body.append(f"<tr><td>{_text(label)}{''.join(cells)}")
-    title = "<h2>Confusion: a line a label, a column an answer</h2>"
-    return f'{title}<div class="scroll"><table><tr><th>{head}{"".join(body)}</table></div>'
+        cells = [_shade(count, count / total, right=column == row) for column, count in enumerate(counts)]
+        body.append(tag("tr", tag("td", label), cells))
+    return tag("div", tag("table", head, body, class_="confusion"), class_="wide")
 
 
-def _worst_rows(metric: str, lines: Sequence[Mapping[str, Any]], questions: Sequence[Request]) -> str:
+def _shade(count: int, share: float, *, right: bool) -> Html:
+    """A cell the stronger in colour, the larger its share of the label's rows."""
+    hue = "60,150,90" if right else "200,70,60"
+    return tag("td", f"{count:,}", style=f"background:rgba({hue},{share:.2f})") if count else tag("td")
+
+
+def _show_worst(metric: str, lines: Sequence[Mapping[str, Any]], questions: Sequence[Request]) -> Iterator[Html]:
     sign = 1 if METRICS[metric].higher_is_better else -1
     perfect = 1.0 if METRICS[metric].higher_is_better else 0.0
     wrong = [index for index, line in enumerate(lines) if line["scores"][metric] != perfect]
     wrong.sort(key=lambda index: (sign * lines[index]["scores"][metric], index))
     if not wrong:
-        return f"<h2>Rows</h2><p>Every row is right by {_text(METRICS[metric].title)}.</p>"
-    count = f"{len(wrong)} of {len(lines)} rows are not perfect by {METRICS[metric].title}"
+        yield tag("p", f"Every row is right by {METRICS[metric].title}.")
+        return
     shown = f"; the worst {_WORST_ROWS} are shown" if len(wrong) > _WORST_ROWS else ""
-    body = [_row(lines[index], questions[index], metric) for index in wrong[:_WORST_ROWS]]
-    head = f"<tr><th>pictures<th>question<th>accepted<th>answered<th>{_text(metric)}"
-    return f'<h2>Rows</h2><p>{_text(count + shown)}</p><table class="rows">{head}{"".join(body)}</table>'
+    yield tag("p", f"{len(wrong)} of {len(lines)} rows are not perfect by {METRICS[metric].title}{shown}")
+    rows = (_show_row(lines[index], questions[index], metric) for index in wrong[:_WORST_ROWS])
+    yield table(("pictures", "question", "accepted", "answered", metric, "row"), rows)
 
 
-def _row(line: Mapping[str, Any], question: Request, metric: str) -> str:
-    pictures = "".join(f'<img src="{_data_uri(picture)}" alt="">' for picture in question.images)
-    asked = "".join(part["text"] or "" for part in question.messages[-1]["content"] if part["type"] == "text")
-    cells = (asked, " | ".join(line["references"]), line["prediction"])
-    texts = "".join(f"<td><pre>{_text(text)}</pre>" for text in cells)
-    return f'<tr title="{_text(line["id"])}"><td>{pictures}{texts}<td>{line["scores"][metric]:.3f}'
+def _show_row(line: Mapping[str, Any], question: Request, metric: str) -> tuple[Html | str, ...]:
+    pictures = tag("span", [tag("img", src=_thumbnail(picture), alt="") for picture in question.images])
+    asked = turn_text(question.messages[-1])
+    return (
+        pictures,
+        asked,
+        " | ".join(line["references"]),
+        line["prediction"],
+        f"{line['scores'][metric]:.3f}",
+        tag("span", line["id"], class_="soft"),
+    )
 
 
-def _data_uri(picture: Any) -> str:
+def _thumbnail(picture: Any) -> str:
     small = picture.copy()
     small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(buffer.getvalue(), "JPEG")
