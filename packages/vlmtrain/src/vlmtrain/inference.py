@@ -17,7 +17,7 @@ from vlmtrain.precision import choose_precision
 from vlmtrain.processors import load_chat_format, load_processor
 from vlmtrain.source import ModelSource, find_model
 
-__all__ = ["AnsweringModel", "Request", "load_answering_model", "release_memory"]
+__all__ = ["AnsweringModel", "Request", "load_answering_model", "load_source", "release_memory"]
 
 _CONTEXT_TOKENS = 8192
 

@@ -16,7 +16,7 @@ from vlmtrain.metrics import METRICS
 from vlmtrain.quantised_export import WARNING
 from vlmtrain.source import ModelSource
 
-__all__ = ["base_licence", "describe_checks", "write_model_card"]
+__all__ = ["base_licence", "describe_checks", "read_scores", "write_model_card"]
 
 CARD = "README.md"
 _RELATION = {"adapter": "adapter", "merged_16bit": "finetune", "merged_4bit": "quantized", "gguf": "quantized"}

@@ -11,7 +11,7 @@ from typing import Any
 from vlmdata.errors import ConfigError, DataError
 from vlmdata.families import Family, find_family
 
-__all__ = ["EXPORT_FILE", "RESULT_PATTERNS", "ModelSource", "find_model"]
+__all__ = ["EXPORT_FILE", "RESULT_PATTERNS", "RUN_FILE", "ModelSource", "find_model"]
 
 RUN_FILE = "run.json"
 EXPORT_FILE = "export.json"

@@ -159,8 +159,7 @@ def trainer_class() -> type:
     """Trl's SFTTrainer as Unsloth has patched it."""
     from trl import SFTTrainer
 
-    unsloth.FastVisionModel  # noqa: B018  # the patch is in place because unsloth was imported above
-    trainer: type = SFTTrainer
+    trainer: type = SFTTrainer  # patched when unsloth was imported, above
     return trainer
 
 

@@ -2,7 +2,7 @@
 
 Recomputing every layer costs a third of a step's arithmetic, and is wasted where memory is free. One forward pass
 shows what a layer of each kind keeps when it is not recomputed; from that follow how many layers may keep theirs, and
-how many rows go through at once. A second pass, over the heaviest rows of the whole run, confirms the choice.
+how many rows go through at once. A second pass, over the heaviest rows of the first epochs, confirms the choice.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from vlmtrain.loaded import base_of
 
-__all__ = ["Candidate", "LayerSwitches", "MemoryChoice", "choose", "measure_layers"]
+__all__ = ["MEMORY_SHARE", "Candidate", "LayerSwitches", "Measured", "MemoryChoice", "choose", "measure_layers"]
 
 MEMORY_SHARE = 0.9
 """Of the free memory, the part that a step may take; the rest is for fragmentation and rows heavier than foreseen."""
@@ -131,7 +131,7 @@ class Candidate:
     rows: int
     """Rows of one forward pass."""
     tokens: int
-    """Tokens of its heaviest forward pass in the whole run."""
+    """Tokens of its heaviest forward pass in the epochs that were searched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 from collections.abc import Callable
 from typing import Any
@@ -95,7 +96,7 @@ def _measure(
     for size in sizes:
         try:
             run(size)  # once unmeasured: kernels are compiled, and their work space is kept from then on
-            return size, measure_layers(switches, lambda size=size: run(size), device)  # type: ignore[misc]
+            return size, measure_layers(switches, functools.partial(run, size), device)
         except torch.cuda.OutOfMemoryError:
             _forget(model)
     raise ResourceError(

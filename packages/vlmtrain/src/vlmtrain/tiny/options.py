@@ -32,7 +32,11 @@ class TinyOptions:
     """Seed of the random weights."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no model can have, all of them at once."""
+        """Refuse sizes that no model can have, all of them at once.
+
+        Raises:
+            ConfigError: A size is out of range.
+        """
         problems = [
             f"{name} must be a positive multiple of {HEAD_SIZE}, not {value!r}"
             for name, value in (("hidden_size", self.hidden_size), ("vision_hidden_size", self.vision_hidden_size))
