@@ -185,6 +185,9 @@ def fit_in_processes(folder: Path, out: str, *options: object, count: int) -> su
     return subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True, env=environment)
 
 
+SETTINGS = {"backend": "transformers", "max_steps": 4, "lr": 1e-2, "batch_size": 2, "warmup": 0.0, "eval_steps": 2}
+
+
 @pytest.fixture(scope="module")
 def work(made, tiny, tmp_path_factory) -> Path:
     """Rows of one and two answers, with and without pictures, and a model whose last vision layer is idle."""
@@ -194,21 +197,37 @@ def work(made, tiny, tmp_path_factory) -> Path:
         made.conversation(i, [made.turn("user", "Hello?"), made.turn("assistant", "Yes.")]) for i in range(20, 24)
     ]
     made.folder(folder / "data", {"train": train, "val": [made.row(100 + i, turns=1 + 2 * (i % 2)) for i in range(5)]})
-    settings = {"data": "data", "model": str(tiny("llava-1.6")), "backend": "transformers", "max_steps": 4, "lr": 1e-2}
-    settings |= {"batch_size": 2, "warmup": 0.0, "eval_steps": 2, "eval_metrics": ["exact_match", "cer"]}
+    settings = SETTINGS | {"data": "data", "model": str(tiny("llava-1.6")), "eval_metrics": ["exact_match", "cer"]}
     (folder / "fit.yaml").write_text(json.dumps(settings), encoding="utf-8")
     return folder
 
 
-@pytest.mark.slow  # four processes import torch and trl, some ten seconds each
-def test_two_processes_learn_what_one_learns(work) -> None:
+@pytest.fixture(scope="module")
+def work_of_pictures(made, tiny_qwen, tmp_path_factory) -> Path:
+    """The same where each row has pictures and each layer a gradient."""
+    folder = tmp_path_factory.mktemp("group-of-pictures")
+    train = [made.row(i, turns=1 + (i % 3 == 0), images=1 + i % 2) for i in range(24)]
+    made.folder(folder / "data", {"train": train, "val": [made.row(100 + i) for i in range(5)]})
+    settings = SETTINGS | {"data": "data", "model": str(tiny_qwen), "eval_metrics": ["exact_match", "cer"]}
+    (folder / "fit.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+IDLE = "processes: each looks in every step for layers without a gradient, which takes time (4 rows have no pictures)"
+
+
+@pytest.mark.slow  # twice, three processes import torch and trl, some ten seconds each
+@pytest.mark.parametrize(("folder", "idle"), [("work", True), ("work_of_pictures", False)])
+def test_two_processes_learn_what_one_learns(folder, idle, request) -> None:
     from safetensors.torch import load_file
 
+    work = request.getfixturevalue(folder)
     for count, passes in ((1, 4), (2, 2)):
         done = fit_in_processes(work, f"run-{count}", "--grad-accum", passes, count=count)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("error") == 0
         assert done.stdout.count("step 1/4: loss") == 1
+        assert (IDLE in done.stdout) == ("processes: " in done.stdout) == (idle and count == 2)
     logs = [
         [json.loads(line) for line in (work / f"run-{count}" / "metrics.jsonl").read_text().splitlines()]
         for count in (1, 2)
@@ -216,11 +235,16 @@ def test_two_processes_learn_what_one_learns(work) -> None:
     for alone, together in zip(*logs, strict=True):
         for key in {"loss", "eval_loss", "grad_norm", "eval_exact_match", "eval_cer", "learning_rate"} & set(alone):
             assert together[key] == pytest.approx(alone[key], rel=1e-4), (key, alone["step"])
+        if "tokens_per_second" in alone:
+            # the same rows in the same passes, whoever computes them
+            tokens = [line["tokens_per_second"] * line["step_seconds"] for line in (alone, together)]
+            assert tokens[1] == pytest.approx(tokens[0], rel=0.01)
     answers = [(work / f"run-{count}" / "answers.jsonl").read_text() for count in (1, 2)]
     assert answers[0] == answers[1]
     weights = [load_file(work / f"run-{count}" / "adapter" / "adapter_model.safetensors") for count in (1, 2)]
-    for name, tensor in weights[0].items():
-        assert tensor.allclose(weights[1][name], atol=2e-4), name
+    # AdamW makes whole steps of gradients that are rounding alone; they are few
+    apart = {name: float((each - weights[1][name]).norm() / each.norm()) for name, each in weights[0].items()}
+    assert max(apart.values()) < 0.02, max(apart, key=apart.get)
     reports = [json.loads((work / f"run-{count}" / "run.json").read_text()) for count in (1, 2)]
     assert [report["processes"] for report in reports] == [1, 2]
 

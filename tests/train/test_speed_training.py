@@ -6,12 +6,15 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from vlmdata.errors import ConfigError
 from vlmtrain.speed.timing import StepClock
+from vlmtrain.speed.trainer import ArrangedSteps
 from vlmtrain.training import Stopped, fit
 
 # All 24 rows make one step, so that every arrangement has the same global batches.
@@ -83,3 +86,25 @@ def test_what_cannot_be_arranged_is_said(settings: Any, tiny: Any) -> None:
         fit(settings(model=str(tiny("gemma3")), batching="packed"))
     with pytest.raises(ConfigError, match="attends to one picture at a time"):
         fit(settings(model=str(tiny("gemma3")), attention="varlen"))
+
+
+def test_tokens_of_all_processes_are_counted_in_the_exchange_that_is_made_anyway() -> None:
+    asked = []
+
+    class Other(SimpleNamespace):
+        """Stands for accelerate in a group of two: the other process has 3 supervised tokens of 50."""
+
+        def gather(self, counts: torch.Tensor) -> torch.Tensor:
+            asked.append(counts)
+            return torch.cat([counts, torch.tensor([[3, 50]])])
+
+    steps = ArrangedSteps.__new__(ArrangedSteps)
+    steps.clock, steps.accelerator = StepClock(), Other()
+    steps.args = SimpleNamespace(world_size=2, device=torch.device("cpu"))
+    batch = {"input_ids": torch.zeros(2, 10), "labels": torch.tensor([[-100] * 9 + [5]] * 2)}
+    batches, items = steps.get_batch_samples(iter([batch, batch, batch]), 2)
+    assert len(batches) == 2
+    assert int(items) == 3 + 2 * 2
+    assert len(asked) == 1
+    figures = steps.clock.read()
+    assert figures["tokens_per_second"] * figures["step_seconds"] == pytest.approx(50 + 2 * 20, rel=0.2)

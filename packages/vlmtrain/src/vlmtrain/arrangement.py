@@ -11,6 +11,7 @@ from typing import Any
 from vlmdata.errors import ConfigError
 from vlmtrain.backends import Backend
 from vlmtrain.config import FitConfig
+from vlmtrain.idle_layers import why_layers_may_idle
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.preflight import CheckedSplit
 from vlmtrain.processes import process_count
@@ -82,6 +83,11 @@ def arrange(
     if can_pack(loaded.model.config.model_type):
         arrangement.collate = vision_inputs = VisionInputs(arrangement.collate, vision_config)
         arrangement.add_vision_inputs = vision_inputs.add
+    if process_count() > 1:
+        reason = why_layers_may_idle(loaded.model, loaded.source.family, config.adapter, train.lengths)
+        arrangement.layers_may_idle = reason is not None
+        if reason:
+            say(f"processes: each looks in every step for layers without a gradient, which takes time ({reason})")
     if plans_memory(config):
         fit_to_memory(config, train, loaded, arrangement, say)
     if blocks is not None and blocks.enabled and config.speed.compile_vision == "auto":

@@ -200,23 +200,22 @@ def _training_arguments(
         "max_length": None,
         "packing": False,
         "disable_tqdm": not sys.stderr.isatty(),
-        **_group_arguments(on_gpu=on_gpu),
+        **_group_arguments(on_gpu=on_gpu, layers_may_idle=arrangement.layers_may_idle),
         **logger_arguments(config.monitor.report_to, run.path.name),
         # layers that are switched one by one must not be switched all at once
         **({"gradient_checkpointing": False} if arrangement.switches else backend.checkpointing_arguments(config)),
     }
 
 
-def _group_arguments(*, on_gpu: bool) -> dict[str, Any]:
+def _group_arguments(*, on_gpu: bool, layers_may_idle: bool) -> dict[str, Any]:
     """Of several processes, the loss is divided by the tokens of all."""
     if process_count() == 1:
         return {}
     return {
         "average_tokens_across_devices": True,
         "ddp_backend": "nccl" if on_gpu else "gloo",
-        # A layer may be idle: in one process when its rows have no pictures, in all of them when it is LLaVA's last
-        # vision layer, whose output nothing takes.
-        "ddp_find_unused_parameters": True,
+        # walks through the whole graph of every step
+        "ddp_find_unused_parameters": layers_may_idle,
     }
 
 

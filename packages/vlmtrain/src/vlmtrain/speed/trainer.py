@@ -46,6 +46,8 @@ class Arrangement:
     """Which layers are recomputed."""
     frozen: list[Any] = field(default_factory=list)
     """Layers that have no backward pass, and are never recomputed."""
+    layers_may_idle: bool = True
+    """Whether a trained layer may get no gradient in some pass, so that several processes must look for those."""
 
     @property
     def rows(self) -> int:
@@ -129,16 +131,21 @@ class ArrangedSteps:
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any, **kwargs: Any) -> Any:
         """The forward passes of one step, and the supervised tokens of all of them on all devices.
 
-        Counted here, as Unsloth gathers counts that are on the host still, which NCCL refuses.
+        Counted here, as Unsloth gathers counts that are on the host still, which NCCL refuses. The tokens that the
+        clock counts go along in the same exchange.
         """
         with self.clock.waiting():
             batches = list(itertools.islice(epoch_iterator, num_batches))
-        self.clock.count_tokens(sum(batch["input_ids"].numel() for batch in batches))
         if not batches:
             return batches, None
-        items = torch.stack([(batch["labels"][:, 1:] != IGNORE_INDEX).sum() for batch in batches]).sum()
-        items = items.to(self.args.device)
-        return batches, self.accelerator.gather(items).sum() if self.args.world_size > 1 else items
+        tokens = sum(batch["input_ids"].numel() for batch in batches)
+        items = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
+        counts = torch.tensor([[items, tokens]], device=self.args.device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.gather(counts)
+        items_of_all, tokens_of_all = counts.sum(0)
+        self.clock.count_tokens(tokens_of_all)
+        return batches, items_of_all
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
