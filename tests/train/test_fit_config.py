@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from vlmdata.errors import ConfigError
-from vlmdata.options import read_yaml
+from vlmdata.options import field_help, read_yaml
 from vlmtrain.config import SECTIONS, FitConfig, OptimizerConfig
+from vlmtrain.metrics import METRICS
+from vlmtrain.preview_config import PreviewConfig
 from vlmtrain.settings import EvalConfig, ExportConfig, GenerateConfig
 
 NEEDED = {"data": Path("data"), "model": "model", "out": Path("run")}
@@ -155,3 +158,22 @@ def test_settings_of_the_other_commands(make, problems) -> None:
 )
 def test_one_place_says_which_optimizer_auto_is(choice: str, method: str, on_gpu: bool, name: str) -> None:
     assert OptimizerConfig(optimizer=choice).resolve_optimizer(method, on_gpu=on_gpu) == name
+
+
+def test_a_seed_that_numpy_does_not_take_is_refused_by_every_command() -> None:
+    words = "seed must lie in [0, 4294967295], not "
+    assert problems_of(seed=-1) == (f"{words}-1",)
+    assert problems_of(epochs=float("inf")) == ("epochs must be positive, not inf",)
+    for make in (EvalConfig, lambda **given: GenerateConfig(prompt="?", **given)):
+        with pytest.raises(ConfigError) as caught:
+            make(seed=2**32)
+        assert caught.value.problems == (f"{words}{2**32}",)
+    with pytest.raises(ConfigError):
+        PreviewConfig(data=Path("data"), model="model", seed=-1)
+
+
+def test_metrics_may_stand_between_commas_wherever_they_are_named() -> None:
+    given = ("cer, wer", "anls", "cer")
+    assert EvalConfig(metrics=given).metrics == ("cer", "wer", "anls")
+    assert ExportConfig(out=Path("out"), metrics=given).metrics == ("cer", "wer", "anls")
+    assert set(METRICS) == set(re.findall(r"\w+", field_help(EvalConfig)["metrics"].partition(":")[2]))

@@ -162,7 +162,7 @@ def test_the_direction_is_the_metrics(settings) -> None:
 )
 def test_what_needs_a_val_split_says_so(values, option, settings, made, build) -> None:
     data = build([made.row(i) for i in range(3)], empty=[])
-    with pytest.raises(DataError, match=rf"{option} needs rows in a split '\w+', and there are none; the splits are"):
+    with pytest.raises(DataError, match=rf"{option} needs? rows in a split '\w+', and there are none; the splits are"):
         fit(settings(data=data, **values))
 
 

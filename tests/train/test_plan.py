@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,18 @@ def test_problems_are_told_together() -> None:
     with pytest.raises(ConfigError) as caught:
         PlanConfig(model="m", image=("100", "0x3"), rows=0)
     assert len(caught.value.problems) == 3
+
+
+def test_a_set_is_planned_for_without_the_weights(colours: Path, tiny_qwen: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_qwen, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    adapter, optimizer = AdapterConfig(), OptimizerConfig()
+    whole = make_plan(PlanConfig(model=str(tiny_qwen), data=colours), adapter, optimizer)
+    for model in (bare, bare / "config.json"):
+        planned = make_plan(PlanConfig(model=str(model), data=colours), adapter, optimizer)
+        assert planned.workload == whole.workload
+        assert planned.shape.parameters == whole.shape.parameters
+    (bare / "processor_config.json").unlink()
+    (bare / "preprocessor_config.json").unlink(missing_ok=True)
+    with pytest.raises(ConfigError, match="a model without its processor"):
+        make_plan(PlanConfig(model=str(bare), data=colours), adapter, optimizer)

@@ -30,13 +30,16 @@ def test_a_new_folder_holds_every_setting(settings) -> None:
     assert open_run_folder(settings(method="full"), resume=False, overwrite=True).weights.name == "model"
 
 
-@pytest.mark.parametrize(("finished", "state"), [(False, "was begun and did not finish"), (True, "is finished")])
+@pytest.mark.parametrize(
+    ("finished", "state"),
+    [(False, "did not finish; --resume goes on"), (True, "is finished; name another --out")],
+)
 def test_a_folder_with_a_run_is_left_alone(settings, finished, state) -> None:
     run = open_run_folder(settings(), resume=False, overwrite=False)
     if finished:
         run.finish({"weights": "adapter"})
     before = files_in(run.path)
-    with pytest.raises(ConfigError, match=f"a run is here and {state}; --resume goes on with it, --overwrite"):
+    with pytest.raises(ConfigError, match=f"a run is here and .*{state}"):
         open_run_folder(settings(), resume=False, overwrite=False)
     assert files_in(run.path) == before
 
@@ -86,7 +89,7 @@ def test_a_resumed_run_is_no_longer_finished(settings) -> None:
 
 def test_a_folder_that_cannot_be_written(settings, tmp_path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ResourceError, match="cannot be written: Not a directory"):
+    with pytest.raises(ResourceError, match=r"cannot be written: .*file is no folder"):
         open_run_folder(settings(out=tmp_path / "file" / "run"), resume=False, overwrite=False)
 
 
@@ -150,3 +153,17 @@ def test_a_refused_fit_leaves_the_folder_as_it_was(settings) -> None:
     with pytest.raises(DataError, match="are longer than --max-length 10"):
         fit(config, overwrite=True)
     assert files_in(run.path) == before
+
+
+def test_a_place_where_no_folder_can_be_made_is_refused_before_the_model_is_loaded(settings, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ResourceError, match=f"{out}: cannot be written: .*file is no folder"):
+            check_run_folder(settings(out=out), resume=False, overwrite=False)
+    check_run_folder(settings(out=tmp_path / "new" / "run"), resume=False, overwrite=False)
+
+
+def test_a_run_does_not_go_into_its_set_or_its_model(settings, colours, tiny_qwen) -> None:
+    for out, option in ((colours / "train" / "..", "data"), (tiny_qwen, "model")):
+        with pytest.raises(ConfigError, match=f"is the folder of --{option}: name another for the run"):
+            settings(out=out)

@@ -81,7 +81,7 @@ def fit_with(**values: str) -> list[str]:
     ("arguments", "code", "message"),
     [
         (fit_with(data="NOWHERE"), 3, "no manifest.json (the folder does not exist); run `vlmdata build"),
-        (fit_with(data="UNBUILT"), 3, "no manifest.json (the build did not finish)"),
+        (fit_with(data="UNBUILT"), 3, "no manifest.json (the build did not finish, or this is no built folder)"),
         (fit_with(data="CUT"), 3, "data-00000-of-00001.arrow: 4096 bytes, the manifest says "),
         ([*FIT, "--report-to", "wandb"], 4, "report_to wandb: not installed; pip install wandb"),
         (

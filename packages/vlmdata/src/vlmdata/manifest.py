@@ -131,7 +131,8 @@ def read_manifest(folder: str | Path) -> Manifest:
         with explain_remote_errors(folder) if is_remote(folder) else nullcontext():
             raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        hint = "the build did not finish" if kind_of(path.parent) == "folder" else "the folder does not exist"
+        unfinished = "the build did not finish, or this is no built folder"
+        hint = unfinished if kind_of(path.parent) == "folder" else "the folder does not exist"
         raise DataError(
             f"{locator(folder)}: no {MANIFEST_NAME} ({hint}); run `vlmdata build … --out {folder}`"
         ) from None

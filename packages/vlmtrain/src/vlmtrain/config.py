@@ -7,6 +7,7 @@ line wins over the config file, which wins over the preset, which wins over the 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from vlmdata.options import build_section, flatten
 from vlmtrain.adapter_config import AdapterConfig, preset_values
 from vlmtrain.run_config import MonitorConfig, RunConfig
 from vlmtrain.speed.options import SpeedConfig
-from vlmtrain.value_checks import not_positive
+from vlmtrain.value_checks import not_positive, not_seed
 
 __all__ = [
     "SECTIONS",
@@ -135,6 +136,7 @@ class OptimizerConfig:
             problems.append(f"warmup is a share of the steps and must lie in [0, 1], not {self.warmup!r}")
         if not self.weight_decay >= 0:
             problems.append(f"weight_decay must not be negative, as {self.weight_decay!r} is")
+        problems += not_seed(self)
         if problems:
             raise ConfigError(problems)
 
@@ -246,6 +248,11 @@ class FitConfig:
 
     def _clashes(self) -> list[str]:
         problems = []
+        # what a run writes would be taken for a part of the set or of the model
+        out = Path(self.run.out).resolve()
+        for name, folder in (("data", self.data.data), ("model", self.model.model)):
+            if out != Path(os.devnull) and out == Path(folder).expanduser().resolve():
+                problems.append(f"out {str(self.run.out)!r} is the folder of --{name}: name another for the run")
         if self.adapter.method == "full" and self.model.load_in in ("4bit", "8bit"):
             problems.append(
                 f"load_in {self.model.load_in!r} clashes with method 'full': quantised weights cannot be trained"

@@ -71,8 +71,8 @@ def describe_families(names: Iterable[str] = ()) -> str:
         )
     lines.append(
         "\nAll that is known of one: vlmtrain models FAMILY. A tiny one to try a pipeline with: vlmtrain tiny FAMILY "
-        "DIR.\nOther models train too where their chat template shows how it opens a turn; else --instruction-part and "
-        "\n--response-part say so."
+        "DIR.\nOther models train too where their chat template shows how it opens a turn; else --instruction-part "
+        "and\n--response-part say so."
     )
     return "\n".join(lines)
 

@@ -169,7 +169,8 @@ def _read_config(model: str) -> dict[str, Any]:
 
 
 def _measure_set(config: PlanConfig, data: Path, batch_size: int) -> Workload:
-    source = find_model(config.model)
+    path = Path(config.model).expanduser()
+    source = find_model(str(path.parent) if path.is_file() else config.model, weights_needed=False)
     chat = load_chat_format(source, load_processor(source))
     split = open_folder(data).split(config.train_split)
     if not split.num_rows:

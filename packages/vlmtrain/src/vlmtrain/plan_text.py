@@ -19,10 +19,10 @@ _REACHED_SHARE = 0.3
 def describe_plan(plan: Plan) -> str:
     """The plan as text: parts, a table of precisions and checkpointing, steps, time, and what to change."""
     load, trained = plan.workload, trainable_parameters(plan.shape, plan.adapter)
-    parts = ", ".join(f"{part} {count / 1e9:.2f} B" for part, count in sorted(plan.shape.parameters.items()))
+    parts = ", ".join(f"{part} {_count(count)}" for part, count in sorted(plan.shape.parameters.items()))
     step = load.step
     lines = [
-        f"model: {plan.shape.total / 1e9:.2f} B parameters ({parts}); {trained / 1e6:.1f} M of them are trained",
+        f"model: {_count(plan.shape.total)} parameters ({parts}); {trained / 1e6:.1f} M of them are trained",
         f"rows: {load.words}; an average row takes {load.tokens:.0f} tokens, {load.image_tokens:.0f} of them for "
         f"images, and {load.patches:.0f} patches in the vision tower",
         f"longest micro-batch: {step.rows} rows, {step.tokens} tokens, {step.patches} patches",
@@ -36,6 +36,10 @@ def describe_plan(plan: Plan) -> str:
     batch = plan.optimizer.batch_size * plan.optimizer.grad_accum
     lines += ["", f"{plan.steps} optimizer steps of {batch} rows{_time_words(plan, batch)}"]
     return "\n".join([*lines, *_advice(plan)])
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e8 else f"{parameters / 1e6:.1f} M"
 
 
 def _row(plan: Plan, load_in: str, checkpointing: Checkpointing) -> str:

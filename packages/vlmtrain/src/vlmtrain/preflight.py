@@ -112,7 +112,7 @@ def check_split(split: Split, config: DataConfig, chat: ChatFormat, family: Fami
             rows = replace_messages(rows, shortened.messages)
             lengths = _measure_again(split.name, lengths, shortened, sizes, chat, family, config)
         elif len(over) == len(rows):
-            raise DataError(f"{split.name}: every row is longer than --max-length {limit}")
+            raise DataError(f"{split.name}: every row is longer than --max-length {limit}: raise it")
         else:
             kept = np.flatnonzero(lengths.tokens <= limit)
             rows, lengths, dropped = rows.select(kept), lengths.take(kept), len(over)

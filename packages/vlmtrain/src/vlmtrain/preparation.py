@@ -121,7 +121,7 @@ def _find_val_split(config: FitConfig, folder: BuiltFolder) -> Split | None:
         asked.insert(0, f"--val-split {name}")
     if asked:
         raise DataError(
-            f"{folder.path}: {', '.join(asked)} needs rows in a split {name!r}, and there are none; "
-            f"the splits are {', '.join(map(repr, folder.splits))}: build with --split {name}=0.1"
+            f"{folder.path}: {', '.join(asked)} need{'s' * (len(asked) == 1)} rows in a split {name!r}, and there are "
+            f"none; the splits are {', '.join(map(repr, folder.splits))}: build with --split {name}=0.1"
         )
     return None

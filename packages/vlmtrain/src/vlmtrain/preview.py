@@ -66,7 +66,7 @@ def write_preview(config: PreviewConfig) -> str:
         ToolkitError: The set or the model cannot be used, or the file cannot be written.
     """
     split = open_folder(config.data).split(config.split)
-    source = find_model(config.model)
+    source = find_model(config.model, weights_needed=False)
     chat = load_chat_format(
         source,
         load_processor(source),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlmdata.errors import ConfigError
+from vlmtrain.value_checks import not_positive, not_seed
 
 __all__ = ["PreviewConfig"]
 
@@ -40,5 +41,5 @@ class PreviewConfig:
         Raises:
             ConfigError: A value is out of range.
         """
-        if self.rows <= 0:
-            raise ConfigError(f"rows must be positive, not {self.rows!r}")
+        if problems := not_positive(self, "rows") + not_seed(self):
+            raise ConfigError(problems)

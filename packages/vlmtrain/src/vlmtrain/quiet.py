@@ -15,6 +15,8 @@ _LOGGERS = ("torch.utils._pytree", "bitsandbytes", "torchao")
 def quieten_libraries() -> None:
     """Call before the libraries are imported; what the user set in the environment stays."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Each of its retries is a line; that the hub cannot be reached is said once.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     # Tokenizers' threads and forked loader workers do not go together; it says so on every fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():

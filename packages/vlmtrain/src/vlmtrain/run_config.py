@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlmdata.errors import ConfigError
 from vlmdata.options import unknown_name
-from vlmtrain.value_checks import not_positive
+from vlmtrain.value_checks import not_positive, split_names
 
 __all__ = ["LOGGERS", "LOSS_METRIC", "MonitorConfig", "RunConfig"]
 
@@ -76,11 +76,10 @@ class MonitorConfig:
             ConfigError: A value is out of range, or a metric is unknown or not computed.
         """
         for field in ("eval_metrics", "report_to"):
-            names = (name.strip() for value in getattr(self, field) for name in value.split(","))
-            object.__setattr__(self, field, tuple(dict.fromkeys(name for name in names if name)))
+            object.__setattr__(self, field, split_names(getattr(self, field)))
         problems = not_positive(self, "eval_samples", "patience", "report_samples")
         problems.extend(
-            f"report_to: {unknown_name('logger', name, LOGGERS)}; known are {', '.join(LOGGERS)}"
+            f"report_to: {unknown_name('logger', name, LOGGERS)} (known are {', '.join(LOGGERS)})"
             for name in self.report_to
             if name not in LOGGERS
         )

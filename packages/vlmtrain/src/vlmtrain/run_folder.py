@@ -126,6 +126,7 @@ def check_run_folder(config: FitConfig, *, resume: bool, overwrite: bool) -> Run
     Raises:
         ConfigError: There is a run already, or the one to go on with had other settings.
         DataError: There is nothing to go on with.
+        ResourceError: No folder can be made there.
     """
     run = RunFolder(path=config.run.out.resolve(), method=config.adapter.method)
     if resume and overwrite:
@@ -133,11 +134,23 @@ def check_run_folder(config: FitConfig, *, resume: bool, overwrite: bool) -> Run
     if resume:
         _check_same_run(run, config)
     elif run.config.exists() and not overwrite:
-        state = "is finished" if run.report.exists() else "was begun and did not finish"
-        raise ConfigError(
-            f"{config.run.out}: a run is here and {state}; --resume goes on with it, --overwrite throws it away"
+        state = (
+            "is finished; name another --out, or throw it away with --overwrite"
+            if run.report.exists()
+            else "was begun and did not finish; --resume goes on with it, --overwrite throws it away"
         )
+        raise ConfigError(f"{config.run.out}: a run is here and {state}")
+    _require_place(run.path, config.run.out)
     return run
+
+
+def _require_place(path: Path, given: Path) -> None:
+    """Refuses a place where no folder can be made, before the model is loaded for it."""
+    nearest = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    if not nearest.is_dir():
+        raise ResourceError(f"{given}: cannot be written: {nearest} is no folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ResourceError(f"{given}: cannot be written: no permission to write into {nearest}")
 
 
 def open_run_folder(config: FitConfig, *, resume: bool, overwrite: bool) -> RunFolder:
@@ -223,4 +236,7 @@ def _check_same_run(run: RunFolder, config: FitConfig) -> None:
         if name not in _FREE_TO_CHANGE and before.get(name) != now[name]
     ]
     if changed:
-        raise ConfigError(f"{config.run.out}: a resumed run keeps its settings; changed: {', '.join(changed)}")
+        raise ConfigError(
+            f"{config.run.out}: a resumed run keeps its settings; changed: {', '.join(changed)}; "
+            f"`vlmtrain fit {run.config} --resume` goes on with those it had"
+        )

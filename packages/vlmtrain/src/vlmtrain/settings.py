@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from vlmdata.errors import ConfigError
 from vlmtrain.config import BackendName, LoadIn
-from vlmtrain.value_checks import not_positive
+from vlmtrain.value_checks import not_positive, not_seed, split_names
 
 __all__ = ["EvalConfig", "ExportConfig", "GenerateConfig"]
 
@@ -22,7 +22,8 @@ class EvalConfig:
     split: str = "val"
     """Split to answer."""
     metrics: tuple[str, ...] = ("exact_match", "cer", "wer")
-    """Metric; give the option again for more."""
+    """Names with commas between, or the option again for more: exact_match, exact_match_casefold, cer, wer, anls,
+    relaxed_accuracy, vqa_accuracy, token_f1, json_fields, rouge_l, chrf, macro_f1."""
     rows: int | None = None
     """Most rows, drawn once by the seed. Unset: all."""
     batch_size: int = 8
@@ -54,7 +55,8 @@ class EvalConfig:
         Raises:
             ConfigError: A value is out of range.
         """
-        problems = not_positive(self, "rows", "batch_size", "max_new_tokens", "top")
+        object.__setattr__(self, "metrics", split_names(self.metrics))
+        problems = not_positive(self, "rows", "batch_size", "max_new_tokens", "top") + not_seed(self)
         known = get_args(LoadIn)[1:]
         problems += [
             f"precision: {name!r} is not one of {', '.join(known)}" for name in self._named() if name not in known
@@ -100,7 +102,7 @@ class ExportConfig:
     drift_rows: int = 64
     """Rows that export and run both answer, where the run was trained in another precision than it is exported in."""
     metrics: tuple[str, ...] = ("exact_match", "cer")
-    """Metric of these answers; give the option again for more."""
+    """Metrics of these answers: names with commas between, or the option again for more."""
     license: str | None = None
     """Licence of the export as the hub names it (apache-2.0). Unset: that of the base's own card."""
     push: str | None = None
@@ -118,6 +120,7 @@ class ExportConfig:
         Raises:
             ConfigError: A value is out of range.
         """
+        object.__setattr__(self, "metrics", split_names(self.metrics))
         problems = not_positive(self, "check_rows", "drift_rows")
         if self.public and not self.push:
             problems.append("--public goes with --push")
@@ -156,7 +159,7 @@ class GenerateConfig:
         Raises:
             ConfigError: A value is out of range, or there is nothing to ask.
         """
-        problems = not_positive(self, "batch_size", "max_new_tokens")
+        problems = not_positive(self, "batch_size", "max_new_tokens") + not_seed(self)
         if self.temperature < 0:
             problems.append(f"temperature must not be negative, as {self.temperature!r} is")
         if (self.prompt is None) == (self.batch is None):

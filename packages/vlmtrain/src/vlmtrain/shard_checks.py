@@ -45,10 +45,8 @@ def check_shards(folder: BuiltFolder) -> str:
     known |= {_name(folder, shard): [*states[shard.file], shard.sha256] for shard in new}
     # folders that are gone are forgotten
     kept = _write_memory({name: state for name, state in known.items() if Path(name).exists()}) if new else ""
-    return (
-        f"shards: {len(new)} of {len(shards)} hashed ({sum(each.bytes for each in new) / 1e9:.1f} GB), "
-        f"{len(shards) - len(new)} known from before{kept}"
-    )
+    size = f" ({sum(each.bytes for each in new) / 1e6:,.1f} MB)" if new else ""
+    return f"shards: {len(new)} of {len(shards)} hashed{size}, {len(shards) - len(new)} known from before{kept}"
 
 
 def memory_file() -> Path:

@@ -74,7 +74,7 @@ class ModelSource:
         return Path(self.name).is_absolute()
 
 
-def find_model(name: str, *, revision: str | None = None) -> ModelSource:
+def find_model(name: str, *, revision: str | None = None, weights_needed: bool = True) -> ModelSource:
     """Follows a name to weights, adapter and processor, and reads the model's config.
 
     Local folders come out as absolute paths: Unsloth looks a relative `a/b` up on the hub.
@@ -82,6 +82,7 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
     Args:
         name: A run's folder, an adapter's, a model's, or a hub id `owner/name`.
         revision: Branch, tag or commit, for a hub id.
+        weights_needed: Whether a folder without the model's weights is refused.
 
     Raises:
         ConfigError: It is no folder here and no hub id, or a folder without a model.
@@ -101,7 +102,7 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
         report = _read_json(path / RUN_FILE)
         if missing := [key for key in ("weights", "load_in", "data") if key not in report]:
             raise DataError(f"{path / RUN_FILE}: not the report of a run (no {', '.join(missing)})")
-        weights = find_model(str(path / str(report["weights"])))
+        weights = find_model(str(path / str(report["weights"])), weights_needed=weights_needed)
         data = Path(report["data"])
         return dataclasses.replace(
             weights,
@@ -114,9 +115,9 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
     if (path / "checkpoints").is_dir() and not (path / "config.json").is_file():
         raise DataError(f"{path}: the run did not finish (no {RUN_FILE}); go on with `vlmtrain fit … --resume`")
     if (path / "adapter_config.json").is_file():
-        return _adapter_model(path)
+        return _adapter_model(path, weights_needed=weights_needed)
     if (path / "config.json").is_file():
-        _require_weights(path)
+        _require_files(path, weights_needed=weights_needed)
         return _whole_model(str(path), None, _read_json(path / "config.json"))
     if any(path.glob("*.gguf")):
         raise ConfigError(
@@ -126,13 +127,13 @@ def find_model(name: str, *, revision: str | None = None) -> ModelSource:
     raise ConfigError(f"{path}: no model here (neither config.json, adapter_config.json nor {RUN_FILE})")
 
 
-def _adapter_model(path: Path) -> ModelSource:
+def _adapter_model(path: Path, *, weights_needed: bool) -> ModelSource:
     adapter = _read_json(path / "adapter_config.json")
     base_name = str(adapter.get("base_model_name_or_path") or "")
     if not base_name:
         raise ConfigError(f"{path}: adapter_config.json does not name the adapter's base model")
     try:
-        base = find_model(base_name, revision=adapter.get("revision"))
+        base = find_model(base_name, revision=adapter.get("revision"), weights_needed=weights_needed)
     except ConfigError as error:
         raise ConfigError(
             f"{path}: the adapter's base model is gone: {error}; where it was moved, write its new place as "
@@ -156,8 +157,8 @@ def _whole_model(name: str, revision: str | None, config: dict[str, Any]) -> Mod
     )
 
 
-def _require_weights(path: Path) -> None:
-    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+def _require_files(path: Path, *, weights_needed: bool) -> None:
+    if weights_needed and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         raise ConfigError(f"{path}: a config.json but no weights (*.safetensors)")
     if not any((path / file).is_file() for file in ("processor_config.json", "preprocessor_config.json")):
         raise ConfigError(

@@ -25,7 +25,7 @@ class TinyOptions:
     vision_layers: int = 4
     """Layers of the vision tower."""
     patch_size: int | None = None
-    """Side of a patch in pixels; None is the family's own."""
+    """Side of a patch in pixels. Unset: the family's own."""
     vocab_size: int = 1024
     """Tokens of the text vocabulary, special tokens not counted; at least 256, one for each byte."""
     seed: int = 0
