@@ -269,6 +269,10 @@ def test_nothing_left_to_keep(tmp_path: Path) -> None:
     path = write_set(tmp_path / "set")
     with pytest.raises(DataError, match="none of 40 rows is left to keep"):
         build(path, tmp_path / "out", where='answer == "no such"', max_reject_rate=1.0)
+    (tmp_path / "set" / "beside").mkdir()
+    (tmp_path / "set" / "beside" / "rows.csv").write_text("image,question,answer\n../images/0.jpg,Which?,this\n")
+    with pytest.raises(DataError, match=r"image_outside_root 1\); .* --allow-outside-root permits any"):
+        build(tmp_path / "set" / "beside" / "rows.csv", tmp_path / "out1", max_reject_rate=1.0)
     (tmp_path / "empty.csv").write_text("image,question,answer\n")
     with pytest.raises(DataError, match="there are no rows in the inputs"):
         build(tmp_path / "empty.csv", tmp_path / "out2")

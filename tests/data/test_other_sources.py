@@ -251,3 +251,18 @@ def test_inputs_whose_names_are_not_utf8_are_refused(tmp_path: Path) -> None:
     for given in (path, tmp_path):
         with pytest.raises(ConfigError, match=r"r.udcf6ws.jsonl': its name is not UTF-8; rename the file"):
             open_sources([str(given)], InputConfig())
+
+
+def test_hidden_folders_hold_no_rows(tmp_path: Path) -> None:
+    for place in (".ipynb_checkpoints", "a/.cache"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "rows.jsonl").write_text('{"a": 1}\n')
+    (tmp_path / "a" / "rows.jsonl").write_text('{"a": 1}\n')
+    assert [source.name for source in open_sources([str(tmp_path)], InputConfig())] == [f"{tmp_path.name}/a/rows.jsonl"]
+
+
+def test_an_unfinished_build_is_no_set(tmp_path: Path) -> None:
+    (tmp_path / "out" / ".stage").mkdir(parents=True)
+    (tmp_path / "out" / "rejected.jsonl").write_text('{"source": "rows.jsonl", "row": 0}\n')
+    with pytest.raises(DataError, match="out: an unfinished build, not a set"):
+        open_sources([str(tmp_path / "out")], InputConfig())

@@ -28,6 +28,7 @@ from vlmdata.schema import SCHEMA_VERSION
 
 __all__ = [
     "MANIFEST_NAME",
+    "STAGE_NAME",
     "Counts",
     "Manifest",
     "ShardEntry",
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "manifest.json"
+# The folder in an output for what is not finished, and for what the next build wants to know.
+STAGE_NAME = ".stage"
 _HASH_BLOCK_BYTES = 1 << 20
 
 

@@ -35,6 +35,7 @@ from vlmdata.locations import (
 )
 from vlmdata.manifest import (
     MANIFEST_NAME,
+    STAGE_NAME,
     Manifest,
     find_problems,
     read_manifest,
@@ -42,7 +43,6 @@ from vlmdata.manifest import (
     write_manifest,
 )
 from vlmdata.sources.stamps import FileStamp, are_unchanged
-from vlmdata.stage import STAGE_NAME
 
 __all__ = [
     "check_output",

@@ -28,7 +28,7 @@ from vlmdata.dedup import (
 from vlmdata.errors import ConfigError, DataError
 from vlmdata.formats import Reading, plan_reading
 from vlmdata.locations import is_remote
-from vlmdata.manifest import Counts
+from vlmdata.manifest import STAGE_NAME, Counts
 from vlmdata.merging import Merges, find_merges
 from vlmdata.plain_arrow import leave_pandas_out
 from vlmdata.publish import write_rejections
@@ -36,7 +36,6 @@ from vlmdata.sample import Problem
 from vlmdata.sources import Source
 from vlmdata.splits import assign_splits
 from vlmdata.stage import (
-    STAGE_NAME,
     PartitionSummary,
     StagedSet,
     Task,
@@ -294,6 +293,8 @@ def check_rejects(counts: Counts, max_reject_rate: float, report: Path | None) -
     where = f"; see {report}" if report is not None else "; --rejected FILE lists them"
     if counts.rejected.get("image_missing", 0) > defects / 2:
         where = f"; --image-root names the folder that image paths start from{where}"
+    elif counts.rejected.get("image_outside_root", 0) > defects / 2:
+        where = f"; --image-root names the folder that images lie in, --allow-outside-root permits any{where}"
     if not counts.kept:
         raise DataError(f"none of {counts.read} rows is left to keep ({reasons}){where}")
     raise DataError(

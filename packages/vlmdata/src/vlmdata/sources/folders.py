@@ -11,6 +11,7 @@ from typing import Any
 
 from vlmdata.errors import DataError
 from vlmdata.locations import is_remote, relative_name, remote_files
+from vlmdata.manifest import MANIFEST_NAME, STAGE_NAME
 from vlmdata.sample import Problem
 from vlmdata.sources.arrow_rows import count_rows, read_arrow
 from vlmdata.sources.rows import IndexedRow, Source
@@ -41,10 +42,12 @@ def tell_folder(folder: Path) -> str:
     """Tell what a folder is: a `saved set`, an `image folder`, or a place with `data files`.
 
     Raises:
-        DataError: it is none of these.
+        DataError: it is none of these, or a build that did not finish.
     """
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return "saved set"
+    if (folder / STAGE_NAME).is_dir() and not (folder / MANIFEST_NAME).is_file():
+        raise DataError(f"{folder}: an unfinished build, not a set; build into it again, and it goes on")
     candidates = [folder, *(sub for sub in _subfolders(folder) if sub.name in _SPLIT_NAMES)]
     if any((candidate / name).is_file() for candidate in candidates for name in _METADATA_NAMES):
         return "image folder"
@@ -56,7 +59,7 @@ def tell_folder(folder: Path) -> str:
 
 
 def find_data_files(folder: Path) -> list[Path]:
-    """Return the files of a folder, at any depth, that can hold rows, in order of their names."""
+    """Return the files of a folder, at any depth, that can hold rows, in order of their names; hidden ones are not."""
     return [
         path
         for path in _list_files(folder)
@@ -67,22 +70,18 @@ def find_data_files(folder: Path) -> list[Path]:
 
 
 def _list_files(folder: Path) -> list[Path]:
-    """All files below a folder, in the order of their parts."""
+    """All files below a folder, but those in hidden folders, in the order of their parts."""
     if is_remote(folder):
-        return sorted((folder / name for name in remote_files(folder)), key=lambda path: path.parts)
+        places = ((name, f"/{name}".rpartition("/")[0]) for name in remote_files(folder))
+        names = (name for name, place in places if "/." not in place)
+        return sorted((folder / name for name in names), key=lambda path: path.parts)
     return sorted(path for place, names in _walk(folder) for name in names if (path := Path(place, name)).is_file())
 
 
-def _walk(folder: Path, *, hidden: bool = True) -> Iterator[tuple[str, list[str]]]:
-    """Yield each local folder at any depth, links to folders followed, with the names of its files in order.
-
-    Args:
-        folder: where to start.
-        hidden: whether to look into hidden folders.
-    """
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each local folder at any depth, links followed and hidden ones left out, with the names of its files."""
     for place, folders, names in os.walk(folder, followlinks=True):
-        wanted = (name for name in folders if hidden or not name.startswith("."))
-        folders[:] = sorted(name for name in wanted if not _leads_back(place, name))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _leads_back(place, name))
         yield place, sorted(names)
 
 
@@ -223,12 +222,9 @@ def _with_image(
 def list_images(folder: Path) -> Iterator[Path]:
     """Yield the image files of a folder, at any depth, told by their names; hidden folders are left out."""
     if is_remote(folder):
-        for path in _list_files(folder):
-            hidden = any(part.startswith(".") for part in relative_name(path, folder).split("/")[:-1])
-            if path.suffix.lower() in IMAGE_SUFFIXES and not hidden:
-                yield path
+        yield from (path for path in _list_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
         return
-    for place, names in _walk(folder, hidden=False):
+    for place, names in _walk(folder):
         for name in names:
             if Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield Path(place, name)

@@ -7,11 +7,10 @@ from vlmdata.stage.gather import StagedSet, gather_signatures
 from vlmdata.stage.originals import STAGED_SCHEMA, OriginalChangedError, StagedSplitWriter, open_staged, take_in
 from vlmdata.stage.partitions import cut_partitions
 from vlmdata.stage.pool import count_workers, run_partitions
-from vlmdata.stage.staged import STAGE_NAME, PartitionSummary, StagedFiles, Task, WorkSettings, read_marker
+from vlmdata.stage.staged import PartitionSummary, StagedFiles, Task, WorkSettings, read_marker
 
 __all__ = [
     "STAGED_SCHEMA",
-    "STAGE_NAME",
     "OriginalChangedError",
     "PartitionSummary",
     "StagedFiles",

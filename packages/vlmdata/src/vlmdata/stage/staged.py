@@ -27,7 +27,6 @@ from vlmdata.sources.stamps import FileStamp, stamp_file
 
 __all__ = [
     "SIGNATURE_SCHEMA",
-    "STAGE_NAME",
     "Marker",
     "PartitionSummary",
     "StagedFiles",
@@ -35,9 +34,6 @@ __all__ = [
     "WorkSettings",
     "read_marker",
 ]
-
-# The folder in an output for what is not finished, and for what the next build wants to know.
-STAGE_NAME = ".stage"
 
 _IMAGE_FIELDS: list[tuple[str, pa.DataType]] = [
     ("pixel_hash", pa.binary(16)),
