@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,18 @@ def pictures(tmp_path) -> Path:
 
 def generate(run, **options) -> list:
     return list(answer_all(str(run), GenerateConfig(**options)))
+
+
+@pytest.mark.parametrize("part", ["adapter", "base"])
+def test_weights_that_were_cut_short_are_one_line(part, lora_run, tiny_qwen, tmp_path) -> None:
+    """As a copy leaves them that was broken off."""
+    source, file = (
+        (lora_run / "adapter", "adapter_model.safetensors") if part == "adapter" else (tiny_qwen, "model.safetensors")
+    )
+    shutil.copytree(source, tmp_path / "model")
+    (tmp_path / "model" / file).write_bytes((source / file).read_bytes()[:1000])
+    with pytest.raises(ConfigError, match="cannot be loaded: Error while deserializing header"):
+        load_answering_model(str(tmp_path / "model"), backend="transformers")
 
 
 def test_a_prompt_and_a_picture(full_run, pictures) -> None:

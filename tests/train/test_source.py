@@ -111,6 +111,12 @@ def test_an_adapter_whose_base_is_gone(lora_run, tmp_path) -> None:
         find_model(str(adapter))
 
 
+def test_an_adapter_without_weights(lora_run, tmp_path) -> None:
+    shutil.copy(lora_run / "adapter" / "adapter_config.json", tmp_path)
+    with pytest.raises(ConfigError, match=r"an adapter_config\.json but no weights"):
+        find_model(str(tmp_path))
+
+
 def test_an_adapter_without_processor_takes_its_bases(lora_run, tiny_qwen, tmp_path) -> None:
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(lora_run / "adapter" / file, tmp_path)

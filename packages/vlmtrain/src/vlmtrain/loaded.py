@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from vlmdata.errors import ConfigError, ResourceError
 from vlmtrain.source import ModelSource
 
-__all__ = ["LoadedModel", "base_of"]
+__all__ = ["LoadedModel", "base_of", "loading"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,15 +30,35 @@ class LoadedModel:
     dtype: Any
     """The torch dtype of activations and unquantised weights."""
 
-    @property
-    def generation_stop_ids(self) -> tuple[int, ...]:
-        """The token ids at which generation stops."""
-        eos = getattr(self.model.generation_config, "eos_token_id", None)
-        return tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),)
-
 
 def base_of(model: Any) -> Any:
     """The transformers model under adapters, and under what trains it on several GPUs."""
     while hasattr(model, "module"):
         model = model.module
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextlib.contextmanager
+def loading(source: ModelSource, load_in: str) -> Iterator[None]:
+    """Turns what libraries raise while they load weights into one line.
+
+    Args:
+        source: What is loaded.
+        load_in: Precision of the weights.
+
+    Raises:
+        ResourceError: The GPU has no room.
+        ConfigError: Files are broken, missing or of another model.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise ResourceError(
+            f"{source.name}: the GPU has no room for the weights in {load_in}; try --load-in 4bit"
+        ) from error
+    except (OSError, ValueError, SafetensorError) as error:
+        names = source.name if source.adapter is None else f"{source.name} with the adapter in {source.adapter}"
+        raise ConfigError(f"{names}: cannot be loaded: {' '.join(str(error).split())}") from error

@@ -67,7 +67,7 @@ def begin_with_rounding(loaded: LoadedModel, *, trust_remote_code: bool = False)
         if getattr(weight, "quant_state", None) is None:
             continue
         rounded = dequantize_4bit(weight.data, weight.quant_state).float()
-        rounding = original.get_submodule(name).weight.to(rounded.device, torch.float32) - rounded
+        rounding = original.get_submodule(name).weight.detach().to(rounded.device, torch.float32) - rounded
         for adapter in module.active_adapters:
             left, right = _factorise(rounding, module.r[adapter])
             module.lora_B[adapter].weight.data.copy_(left / module.scaling[adapter])

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from vlmdata.errors import ConfigError, ResourceError
 from vlmtrain.adapter_config import AdapterConfig
 from vlmtrain.chat import ChatFormat
 from vlmtrain.config import FitConfig
 from vlmtrain.device import half_precision
 from vlmtrain.layers import adapter_targets, full_modules
-from vlmtrain.loaded import LoadedModel
+from vlmtrain.loaded import LoadedModel, loading
 from vlmtrain.masks import IGNORE_INDEX
 from vlmtrain.source import ModelSource
 
@@ -70,18 +69,12 @@ def load_model(
         )
     if on_gpu:
         arguments["device_map"] = {"": torch.cuda.current_device()}
-    try:
+    with loading(source, load_in):
         model = AutoModelForImageTextToText.from_pretrained(source.name, **arguments)
-    except torch.cuda.OutOfMemoryError as error:
-        raise ResourceError(
-            f"{source.name}: the GPU has no room for the weights in {load_in}; try --load-in 4bit"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{source.name}: cannot be loaded: {' '.join(str(error).split())}") from error
-    if source.adapter is not None:
-        from peft import PeftModel
+        if source.adapter is not None:
+            from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(source.adapter), is_trainable=True)
+            model = PeftModel.from_pretrained(model, str(source.adapter), is_trainable=True)
     return LoadedModel(model=model, processor=processor, source=source, backend=NAME, load_in=load_in, dtype=dtype)
 
 

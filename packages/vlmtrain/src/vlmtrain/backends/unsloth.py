@@ -30,12 +30,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vlmdata.errors import ConfigError, ResourceError
+from vlmdata.errors import ConfigError
 from vlmtrain.adapter_config import AdapterConfig
 from vlmtrain.chat import ChatFormat
 from vlmtrain.config import FitConfig
 from vlmtrain.layers import adapter_targets, full_modules
-from vlmtrain.loaded import LoadedModel
+from vlmtrain.loaded import LoadedModel, loading
 from vlmtrain.source import ModelSource
 
 __all__ = [
@@ -90,15 +90,9 @@ def load_model(
         arguments["revision"] = source.revision
     elif source.revision is not None:
         print(f"warning: unsloth loads an adapter's base {source.name} from its main branch, not {source.revision}")
-    try:
-        model, _ = unsloth.FastVisionModel.from_pretrained(**arguments)
+    with loading(source, load_in):
         # Its own choice of processor falls back to a bare tokenizer in silence: ours is loaded before.
-    except torch.cuda.OutOfMemoryError as error:
-        raise ResourceError(
-            f"{source.name}: the GPU has no room for the weights in {load_in}; try --load-in 4bit"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{source.name}: cannot be loaded: {' '.join(str(error).split())}") from error
+        model, _ = unsloth.FastVisionModel.from_pretrained(**arguments)
     if model.config._attn_implementation == "eager" and model._supports_sdpa:
         # what Unsloth is left with for Gemma 3; it would keep all attention scores, 106 GiB for 4 pictures
         model.set_attn_implementation(dict.fromkeys(model.config.sub_configs, "sdpa"))
