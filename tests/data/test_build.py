@@ -254,6 +254,17 @@ def test_two_builds_do_not_write_to_one_folder(tmp_path: Path) -> None:
         build(path, tmp_path / "out")
 
 
+def test_ids_that_several_rows_have_are_told(tmp_path: Path) -> None:
+    path = write_set(tmp_path / "set")
+    assert not any("not unique" in note for note in build(path, tmp_path / "out").notes)
+    # rows 12 and 13 are of one group too, and duplicates: only what is kept counts
+    notes = build(path, tmp_path / "grouped", id="group").notes
+    ids = Counter(open_folder(tmp_path / "grouped").split("train").column("id"))
+    shared = sum(count for count in ids.values() if count > 1)
+    assert f"ids are not unique: {shared} kept rows have one that another has too, such as 'g0'" in notes
+    assert 0 < shared <= ids.total()
+
+
 def test_too_many_rejects_end_the_build(tmp_path: Path) -> None:
     path = write_set(tmp_path / "set")
     with pytest.raises(DataError, match=r"6 of 39 rows are rejected .* more than --max-reject-rate 0.1 allows"):

@@ -186,6 +186,9 @@ def _finish(
     for name, entry in entries.items():
         if not entry.rows:
             note(f"split {name!r} has no rows")
+    repeated, example = settled.staged.repeated_ids(settled.split_of >= 0)
+    if repeated:
+        note(f"ids are not unique: {repeated} kept rows have one that another has too, such as {example!r:.100}")
     manifest = _describe(prepared, evaluation, settled, entries, config)
     folder = BuiltFolder(ready, manifest)
     figures = count_splits(folder)

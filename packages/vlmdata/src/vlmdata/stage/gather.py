@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from vlmdata.dedup import Signatures
@@ -48,6 +49,15 @@ class StagedSet:
         partition = int(np.searchsorted(self.first_row, place, side="right")) - 1
         row = self.names[partition].slice(place - int(self.first_row[partition]), 1).to_pylist()[0]
         return self.partitions[partition].source, row["row"], row["id"]
+
+    def repeated_ids(self, is_kept: npt.NDArray[np.bool_]) -> tuple[int, str]:
+        """Return how many of the rows in a mask (R,) have the id of another one in it, and such an id."""
+        ids = pa.chunked_array([batch.column("id") for batch in self.names], pa.string()).filter(pa.array(is_kept))
+        if pc.count_distinct(ids).as_py() == len(ids):
+            return 0, ""
+        counted = pc.value_counts(ids)
+        again = counted.filter(pc.greater(counted.field("counts"), pa.scalar(1)))
+        return int(pc.sum(again.field("counts")).as_py()), str(again.field("values")[0].as_py())
 
 
 def gather_signatures(folder: Path, partitions: Sequence[PartitionSummary]) -> StagedSet:
