@@ -93,6 +93,14 @@ def test_a_set_gives_its_longest_rows(colours: Path, tiny_qwen: Path, chat_of) -
     assert "24 of " in describe_plan(made)
 
 
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_a_broken_file_of_the_models_is_one_line(name: str, config_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config_file.read_text())
+    (tmp_path / name).write_text("{")
+    with pytest.raises(DataError, match=f"{name}: cannot be read as JSON"):
+        plan(tmp_path)
+
+
 def test_a_split_without_rows_cannot_be_planned_for(made, tiny_qwen: Path, tmp_path: Path) -> None:
     folder = made.folder(tmp_path / "set", {"train": [made.row(1)], "val": []})
     with pytest.raises(DataError, match="split 'val' has no rows to plan for"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmdata.errors import ConfigError, DataError
 from vlmtrain.inference import Request, load_answering_model
-from vlmtrain.json_lines import read_lines
+from vlmtrain.json_files import read_lines
 from vlmtrain.settings import GenerateConfig
 
 __all__ = ["answer_all", "make_request", "read_requests"]

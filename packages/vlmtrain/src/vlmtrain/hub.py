@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from vlmdata.errors import ConfigError, ResourceError
 from vlmdata.families import find_hub_hint
+from vlmtrain.json_files import read_object
 
 __all__ = ["cached_commit", "fetch_model_config"]
 
@@ -17,6 +17,7 @@ def fetch_model_config(model_id: str, revision: str | None) -> dict[str, Any]:
 
     Raises:
         ConfigError: It cannot be a hub id.
+        DataError: The file is broken.
         ResourceError: There is no such model, it needs a login, or the hub cannot be reached.
     """
     from huggingface_hub import hf_hub_download
@@ -47,8 +48,7 @@ def fetch_model_config(model_id: str, revision: str | None) -> dict[str, Any]:
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ResourceError(f"{model_id}: no such folder here, and the hub cannot be reached{hint}") from error
-    loaded: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    return loaded
+    return read_object(Path(path))
 
 
 def cached_commit(model_id: str, revision: str | None) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from vlmdata.families import Family, ImageGrid, find_family, read_grid
 from vlmdata.shards import open_folder
 from vlmtrain.config import AdapterConfig, OptimizerConfig
 from vlmtrain.image_tokens import vision_positions
+from vlmtrain.json_files import read_object
 from vlmtrain.lengths import heaviest_step, measure_lengths
 from vlmtrain.memory import Checkpointing, MemoryEstimate, StepLoad, estimate_memory
 from vlmtrain.model_shape import ModelShape, read_shape
@@ -158,11 +158,8 @@ def _read_config(model: str) -> dict[str, Any]:
     path = Path(model).expanduser()
     file = path / "config.json" if path.is_dir() else path
     if file.is_file() and not (path / "run.json").is_file():
-        try:
-            loaded = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file}: cannot be read as JSON: {error}") from error
-        if not isinstance(loaded, dict) or "model_type" not in loaded:
+        loaded = read_object(file)
+        if "model_type" not in loaded:
             raise ConfigError(f"{file}: not the config.json of a model (no model_type)")
         return loaded
     return find_model(model).config
@@ -209,7 +206,7 @@ def _read_grid(model: str, family: Family) -> ImageGrid:
     path = Path(model).expanduser()
     folder = path if path.is_dir() else path.parent
     files = [folder / "processor_config.json", folder / "preprocessor_config.json"]
-    found = [json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {} for file in files]
+    found = [read_object(file) if file.is_file() else {} for file in files]
     return read_grid(family, *found) if any(found) else family.grid
 
 

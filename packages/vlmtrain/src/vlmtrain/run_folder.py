@@ -23,7 +23,7 @@ from typing import Any
 from vlmdata.errors import ConfigError, DataError, ResourceError
 from vlmdata.manifest import write_json_atomically
 from vlmtrain.config import SECTIONS, FitConfig
-from vlmtrain.json_lines import read_lines
+from vlmtrain.json_files import read_lines
 from vlmtrain.processes import is_main_process
 from vlmtrain.whole_folders import STAGING_NAME
 

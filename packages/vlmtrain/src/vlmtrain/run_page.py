@@ -13,7 +13,7 @@ from vlmdata.pages import Child, Html, count_of, cut, page_pieces, section, tabl
 from vlmdata.pages.pictures import data_uri, show_stored
 from vlmdata.shards import Split
 from vlmtrain.curves import draw_curves
-from vlmtrain.json_lines import read_lines
+from vlmtrain.json_files import read_lines
 from vlmtrain.run_folder import RunFolder
 
 __all__ = ["write_run_page"]

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vlmdata.errors import DataError
-from vlmdata.manifest import ShardEntry, hash_file
+from vlmdata.manifest import ShardEntry, hash_file, write_json_atomically
 from vlmdata.shards import BuiltFolder
 from vlmtrain.wording import list_some
 
@@ -75,11 +75,9 @@ def _read_memory() -> dict[str, list[int | str]]:
 
 def _write_memory(known: dict[str, list[int | str]]) -> str:
     path = memory_file()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(known, indent=0), encoding="utf-8")
-        os.replace(temporary, path)
+        write_json_atomically(path, known, durable=False)
     except OSError as error:
         return f"; {path} cannot be written ({error.strerror}): they will be hashed again"
     return ""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlmdata.errors import ConfigError, DataError
 from vlmdata.families import Family, find_family
+from vlmtrain.json_files import read_object
 
 __all__ = ["EXPORT_FILE", "RESULT_PATTERNS", "RUN_FILE", "ModelSource", "find_model"]
 
@@ -99,7 +99,7 @@ def find_model(name: str, *, revision: str | None = None, weights_needed: bool =
         return _whole_model(name, revision, config)
     path = path.resolve()
     if (path / RUN_FILE).is_file():
-        report = _read_json(path / RUN_FILE)
+        report = read_object(path / RUN_FILE)
         if missing := [key for key in ("weights", "load_in", "data") if key not in report]:
             raise DataError(f"{path / RUN_FILE}: not the report of a run (no {', '.join(missing)})")
         weights = find_model(str(path / str(report["weights"])), weights_needed=weights_needed)
@@ -118,7 +118,7 @@ def find_model(name: str, *, revision: str | None = None, weights_needed: bool =
         return _adapter_model(path, weights_needed=weights_needed)
     if (path / "config.json").is_file():
         _require_files(path, weights_needed=weights_needed)
-        return _whole_model(str(path), None, _read_json(path / "config.json"))
+        return _whole_model(str(path), None, read_object(path / "config.json"))
     if any(path.glob("*.gguf")):
         raise ConfigError(
             f"{path}: a GGUF export is for llama.cpp: llama-mtmd-cli -m MODEL.gguf --mmproj mmproj-MODEL.gguf "
@@ -128,7 +128,7 @@ def find_model(name: str, *, revision: str | None = None, weights_needed: bool =
 
 
 def _adapter_model(path: Path, *, weights_needed: bool) -> ModelSource:
-    adapter = _read_json(path / "adapter_config.json")
+    adapter = read_object(path / "adapter_config.json")
     base_name = str(adapter.get("base_model_name_or_path") or "")
     if not base_name:
         raise ConfigError(f"{path}: adapter_config.json does not name the adapter's base model")
@@ -149,7 +149,7 @@ def _adapter_model(path: Path, *, weights_needed: bool) -> ModelSource:
         processor=str(path) if has_processor else base.processor,
         config=base.config,
         family=base.family,
-        recorded_base=_read_json(path / EXPORT_FILE).get("base") if (path / EXPORT_FILE).is_file() else None,
+        recorded_base=read_object(path / EXPORT_FILE).get("base") if (path / EXPORT_FILE).is_file() else None,
     )
 
 
@@ -172,13 +172,3 @@ def _require_files(path: Path, *, weights_needed: bool) -> None:
 def _looks_like_hub_id(name: str) -> bool:
     parts = name.split("/")
     return len(parts) == 2 and all(parts) and not name.startswith((".", "~", "/")) and " " not in name
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(loaded, dict):
-        raise DataError(f"{path}: must hold a JSON object")
-    return loaded
