@@ -107,6 +107,17 @@ def test_errors_are_one_line_and_a_code(
     assert code != 2 or not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["check", "hash"])
+def test_no_folder_for_temporary_files(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, rows: Path, tmp_path: Path, command: str
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    out = ["--out", str(tmp_path / "list.parquet")] if command == "hash" else []
+    code, _, err = run(capsys, command, rows, "--workers", "0", *out)
+    assert (code, err.count("\n")) == (5, 1)
+    assert "No such file or directory" in err
+
+
 def test_check_of_raw_input_writes_nothing(capsys: pytest.CaptureFixture[str], rows: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     code, out, _ = run(capsys, "check", rows, "--workers", "0", "--min-side", "16")

@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from vlmdata import BuildConfig, build_folder, open_folder
+from vlmdata.manifest import Counts
 from vlmdata.pages.html import Html, cut, escape_text, join, tag
 from vlmdata.preview import write_preview
 from vlmdata.report.conversations import render_row
-from vlmdata.report.rejections import sample_reasons
+from vlmdata.report.rejections import render_flow, sample_reasons
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp; </title></style><h1>"
 VOID = {"img", "meta", "br"}
@@ -279,3 +280,12 @@ def test_browsers_know_every_stored_format(messy: Path, tmp_path: Path) -> None:
     assert f"64x64 → 32x32 px, {info['format']}, resized" in render_row(stored)
     info["format"] = "WEBP"
     assert 'src="data:image/webp;base64,' in render_row(stored)
+
+
+@pytest.mark.parametrize(("reasons", "named", "rest"), [(12, 12, None), (13, 13, None), (14, 12, "2 other reasons")])
+def test_a_single_further_reason_goes_by_its_name(reasons: int, named: int, rest: str | None) -> None:
+    counts = Counts(read=reasons, kept=0, rejected={f"reason_{i:02}": 1 for i in range(reasons)})
+    drawn = render_flow(counts, {})
+    assert drawn.count("reason_") == named
+    assert ("other reasons" in drawn) == (rest is not None)
+    assert rest is None or rest in drawn

@@ -9,6 +9,7 @@ from pathlib import Path
 from vlmdata.build import explain_disk_errors
 from vlmdata.build_config import BuildConfig
 from vlmdata.decontamination import (
+    EvaluationSet,
     differing_options,
     open_evaluation_sets,
     pixel_options,
@@ -44,6 +45,22 @@ def hash_images(
     """
     if not config.out.parent.is_dir():
         raise ResourceError(f"{config.out}: cannot be written: there is no folder {str(config.out.parent)!r}")
+    with explain_disk_errors(config.out):
+        sets = _open_sets(config)
+        with tempfile.TemporaryDirectory(prefix="vlmdata-hash-") as name:
+            evaluation = prepare_evaluation(
+                sets,
+                config,
+                Path(name),
+                image_root=config.input.image_root,
+                on_partition=on_partition,
+                on_note=on_note,
+            )
+            options = pixel_options(config.images)
+            return write_hash_list(config.out, evaluation.parts, options, list_versions(), thumbnails=thumbnails)
+
+
+def _open_sets(config: BuildConfig) -> list[EvaluationSet]:
     sets = open_evaluation_sets(config.inputs, config.columns.image, config.input)
     problems = [f"{each.path}: is a list of hashes already" for each in sets if each.hash_list is not None]
     for each in sets:
@@ -51,14 +68,4 @@ def hash_images(
             problems.append(f"{each.path}: was built under other image options, which its hashes go by: give {other}")
     if problems:
         raise ConfigError(problems)
-    with tempfile.TemporaryDirectory(prefix="vlmdata-hash-") as name, explain_disk_errors(config.out):
-        evaluation = prepare_evaluation(
-            sets,
-            config,
-            Path(name),
-            image_root=config.input.image_root,
-            on_partition=on_partition,
-            on_note=on_note,
-        )
-        options = pixel_options(config.images)
-        return write_hash_list(config.out, evaluation.parts, options, list_versions(), thumbnails=thumbnails)
+    return sets

@@ -23,6 +23,7 @@ __all__ = ["ReasonSample", "find_pictures", "render_flow", "render_reasons", "sa
 
 _EXAMPLES = 5
 _DETAIL_CHARS = 300
+# A single further reason takes no more room under its own name than as "1 other reason".
 _FLOW_REASONS = 12
 _THUMBNAIL_PX = 120
 # Files that were refused for what they are although they open, and are worth a look. Whatever ended a worker, or is too
@@ -68,8 +69,9 @@ def render_flow(counts: Counts, splits: Mapping[str, int]) -> Html:
     ends = [FlowEnd(f"kept, {name}", rows, "kept") for name, rows in splits.items()]
     reasons = sorted(counts.rejected.items(), key=lambda item: (-item[1], item[0]))
     # what became turns of another row is not lost
-    ends += [FlowEnd(name, count, "kept" if name == "merged" else "lost") for name, count in reasons[:_FLOW_REASONS]]
-    if rest := reasons[_FLOW_REASONS:]:
+    shown = _FLOW_REASONS if len(reasons) > _FLOW_REASONS + 1 else len(reasons)
+    ends += [FlowEnd(name, count, "kept" if name == "merged" else "lost") for name, count in reasons[:shown]]
+    if rest := reasons[shown:]:
         ends.append(FlowEnd(f"{len(rest)} other reasons", sum(count for _, count in rest), "lost"))
     lost = counts.read - counts.kept
     line = f"read {counts.read:,} = kept {counts.kept:,} + rejected {lost:,}"
