@@ -136,6 +136,12 @@ def test_export_uploads_what_it_made_before(hub, finished, capsys) -> None:
     assert f"pushed: {hub.address}/ann/colours/commit/" in capsys.readouterr().out
 
 
+def test_a_broken_report_of_an_export_is_one_line(hub, finished) -> None:
+    (finished / "export.json").write_text("{")
+    with pytest.raises(DataError, match=r"export\.json: cannot be read as JSON"):
+        export("run", ExportConfig(out=finished, push="ann/colours"))
+
+
 @pytest.mark.parametrize("reason", ["another type", "trained anew"])
 def test_another_export_is_not_taken_for_this_one(reason, hub, finished, tmp_path) -> None:
     run = tmp_path / "run"

@@ -142,6 +142,13 @@ def test_a_set_that_was_built_anew_is_not_gone_on_with(settings, made, build, tm
     assert json.loads(run.inputs.read_text()) == inputs
 
 
+def test_inputs_that_cannot_be_read_are_one_line(settings) -> None:
+    run = fit(settings(max_steps=1, report=False))
+    run.inputs.write_text("{")
+    with pytest.raises(DataError, match=r"inputs\.json: cannot be read as JSON"):
+        fit(settings(max_steps=1, report=False), resume=True)
+
+
 def test_a_refused_fit_leaves_the_folder_as_it_was(settings) -> None:
     config = settings(max_length=10)
     with pytest.raises(DataError, match="are longer than --max-length 10"):

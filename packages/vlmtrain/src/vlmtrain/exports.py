@@ -6,7 +6,6 @@ Every form but the adapter goes through the merged 16-bit model, which is checke
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from vlmtrain.export_task import ExportTask, prepare_export
 from vlmtrain.gguf_export import write_gguf
 from vlmtrain.hub_upload import check_upload, upload_export
 from vlmtrain.inference import AnsweringModel, load_source, release_memory
+from vlmtrain.json_files import read_object
 from vlmtrain.layers import part_of
 from vlmtrain.merged_weights import WeightSample, compare_weights, sample_merged_weights, sum_squares
 from vlmtrain.model_card import base_licence, describe_checks, read_scores, write_model_card
@@ -83,7 +83,7 @@ def _finished(name: str, config: ExportConfig) -> dict[str, Any] | None:
     path = config.out / EXPORT_FILE
     if not config.push or config.overwrite or not path.is_file():
         return None
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    report = read_object(path)
     if (report.get("model"), report.get("format")) != (name, config.format):
         return None
     if config.format == "gguf" and not report["gguf"]["model"].endswith(f"-{config.gguf_type.upper()}.gguf"):
@@ -259,7 +259,7 @@ def _write_card(task: ExportTask, folder: Path, report: dict[str, Any]) -> None:
             report,
             source=task.source,
             manifest=task.folder.manifest,
-            run=json.loads((run / RUN_FILE).read_text(encoding="utf-8")) if run else None,
+            run=read_object(run / RUN_FILE) if run else None,
             scores=read_scores(run),
             licence=own or base_licence(report["base"]),
             title=task.title,

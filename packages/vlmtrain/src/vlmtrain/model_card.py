@@ -5,13 +5,13 @@ No path of this machine and no row of the set goes into it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vlmdata.manifest import Manifest
 from vlmtrain.drift import describe_drift
+from vlmtrain.json_files import read_object
 from vlmtrain.metrics import METRICS
 from vlmtrain.quantised_export import WARNING
 from vlmtrain.source import ModelSource
@@ -277,6 +277,6 @@ def read_scores(run: Path | None) -> dict[str, dict[str, Any]]:
         return {}
     found = {}
     for path in sorted(run.glob("eval-*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_object(path)
         found[str(result["split"])] = result
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from vlmdata.manifest import MANIFEST_NAME, hash_file, write_json_atomically
 from vlmtrain.base_identity import identify_base
 from vlmtrain.config import FitConfig
 from vlmtrain.environment import describe_environment
+from vlmtrain.json_files import read_object
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.preparation import Prepared
 from vlmtrain.processes import process_count
@@ -40,11 +40,12 @@ def note_inputs(run: RunFolder, prepared: Prepared, *, resume: bool) -> None:
     """Writes inputs.json when a run begins, and compares with it when it goes on.
 
     Raises:
-        DataError: The set has changed since the run began: the rows of its first steps are no longer known.
+        DataError: The set has changed since the run began: the rows of its first steps are no longer known. Or the file
+            is broken.
     """
     digest = hash_file(prepared.folder.path / MANIFEST_NAME)
     if resume and run.inputs.is_file():
-        before = json.loads(run.inputs.read_text(encoding="utf-8"))["data_manifest_sha256"]
+        before = str(read_object(run.inputs).get("data_manifest_sha256"))
         if before != digest:
             raise DataError(
                 f"{prepared.folder.path}: the set was built anew since the run began (manifest.json was "
