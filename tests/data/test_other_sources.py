@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.feather
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from vlmdata.config import InputConfig
-from vlmdata.errors import ConfigError, DataError, MissingDependencyError
+from vlmdata.errors import ConfigError, DataError, MissingDependencyError, ResourceError
 from vlmdata.sources import Source, open_sources
 from vlmdata.sources.split_choice import choose_split, slice_rows
 
@@ -266,3 +267,22 @@ def test_an_unfinished_build_is_no_set(tmp_path: Path) -> None:
     (tmp_path / "out" / "rejected.jsonl").write_text('{"source": "rows.jsonl", "row": 0}\n')
     with pytest.raises(DataError, match="out: an unfinished build, not a set"):
         open_sources([str(tmp_path / "out")], InputConfig())
+
+
+@pytest.mark.parametrize("name", ["1.png", "rows.jsonl"])
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / name).write_bytes(encode_image())
+    listed = os.scandir
+
+    def scan(place: str) -> Any:
+        if os.path.basename(place) == "b":
+            raise PermissionError(13, "Permission denied", place)
+        return listed(place)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(ResourceError, match="b: the folder cannot be listed: Permission denied"):
+        open_sources([str(tmp_path)], InputConfig())

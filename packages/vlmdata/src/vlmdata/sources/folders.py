@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vlmdata.errors import DataError
+from vlmdata.errors import DataError, ResourceError
 from vlmdata.locations import is_remote, relative_name, remote_files
 from vlmdata.manifest import MANIFEST_NAME, STAGE_NAME
 from vlmdata.sample import Problem
@@ -79,10 +79,18 @@ def _list_files(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each local folder at any depth, links followed and hidden ones left out, with the names of its files."""
-    for place, folders, names in os.walk(folder, followlinks=True):
+    """Yield each local folder at any depth, links followed and hidden ones left out, with the names of its files.
+
+    Raises:
+        ResourceError: one cannot be listed; left to itself, `os.walk` would pass it over.
+    """
+    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and not _leads_back(place, name))
         yield place, sorted(names)
+
+
+def _refuse(error: OSError) -> None:
+    raise ResourceError(f"{error.filename}: the folder cannot be listed: {error.strerror}") from error
 
 
 def _leads_back(place: str, name: str) -> bool:
