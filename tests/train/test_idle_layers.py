@@ -68,7 +68,7 @@ def test_rows_without_pictures_leave_layers_idle_that_only_pictures_pass(load, c
     with_pictures = lengths.take(np.array([0]))
     loaded = load("qwen2.5-vl")
     adapter = adapter_of(loaded)
-    assert why_layers_may_idle(loaded.model, family, adapter, lengths) == "1 rows have no pictures"
+    assert why_layers_may_idle(loaded.model, family, adapter, lengths) == "1 row has no pictures"
     assert why_layers_may_idle(loaded.model, family, adapter, with_pictures) is None
     assert why_layers_may_idle(loaded.model, None, adapter, with_pictures) == "the model's family is unknown"
     loaded = load("qwen2.5-vl")
@@ -80,4 +80,4 @@ def test_rows_without_pictures_leave_layers_idle_that_only_pictures_pass(load, c
     mllama, chat = get_family("llama3.2-vision"), chat_of("llama3.2-vision")
     loaded = load("llama3.2-vision")
     adapter = adapter_of(loaded, preset="language-only")
-    assert why_layers_may_idle(loaded.model, mllama, adapter, lengths) == "1 rows have no pictures"
+    assert why_layers_may_idle(loaded.model, mllama, adapter, lengths) == "1 row has no pictures"

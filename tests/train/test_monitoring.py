@@ -15,6 +15,7 @@ from vlmtrain.early_stop import evaluations_since_best, is_out_of_patience
 from vlmtrain.inference import load_answering_model
 from vlmtrain.loggers import check_loggers
 from vlmtrain.metrics import score
+from vlmtrain.preparation import prepare
 from vlmtrain.training import Stopped, fit
 
 
@@ -164,6 +165,13 @@ def test_what_needs_a_val_split_says_so(values, option, settings, made, build) -
     data = build([made.row(i) for i in range(3)], empty=[])
     with pytest.raises(DataError, match=rf"{option} needs? rows in a split '\w+', and there are none; the splits are"):
         fit(settings(data=data, **values))
+
+
+def test_a_split_that_is_learned_from_and_judged_by_is_said(settings, capsys) -> None:
+    prepare(settings(val_split="train"))
+    assert "warning: split 'train' is learned from and judged by" in capsys.readouterr().out
+    prepare(settings())
+    assert "judged by" not in capsys.readouterr().out
 
 
 def test_a_logger_that_is_not_there_is_named_before_anything_is_loaded(settings, monkeypatch) -> None:

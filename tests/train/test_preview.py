@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import re
 from pathlib import Path
@@ -62,3 +63,17 @@ def test_runs_are_the_whole_row_in_order(name, chat_of, made) -> None:
 def test_no_rows_are_refused() -> None:
     with pytest.raises(ConfigError, match="rows must be positive, not 0"):
         PreviewConfig(data=Path(), model="m", rows=0)
+
+
+def test_nothing_is_said_twice(colours, tiny_qwen, made, tmp_path) -> None:
+    config = PreviewConfig(data=colours, model=str(tiny_qwen), out=tmp_path / "p.html", rows=3)
+    write_preview(config)
+    page = config.out.read_text(encoding="utf-8")
+    assert "3 are shown: the longest, the shortest, and others by --seed." in page
+    row = made.row(0) | {"id": "made:0"}
+    made.folder(tmp_path / "one", {"train": [row]})
+    write_preview(dataclasses.replace(config, data=tmp_path / "one"))
+    page = config.out.read_text(encoding="utf-8")
+    assert page.count("made:0") == 1
+    assert "are shown" not in page
+    assert " to " not in page.partition("a row takes ")[2].partition(".")[0]

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import socket
 import subprocess
 import sys
@@ -276,8 +277,19 @@ def test_wrong_sizes_are_refused_all_at_once(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ResourceError, match="cannot write the model to"):
+    with pytest.raises(ResourceError, match="model: cannot be written: Not a directory"):
         make_tiny("qwen2.5-vl", tmp_path / "file" / "model")
+
+
+def test_a_disk_that_is_full_is_one_clear_error(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def fail(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", fail)
+    with pytest.raises(ResourceError, match=r"model: cannot be written: No space left on device$"):
+        make_tiny("qwen2.5-vl", tmp_path / "model")
 
 
 def test_importing_the_maker_needs_nothing_heavy():
@@ -292,3 +304,12 @@ def test_loading_reaches_for_no_network(folder, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     load(make_tiny(folder.name, folder.parent / f"{folder.name}-offline"))
+
+
+def test_the_weights_of_a_real_model_are_not_replaced(tmp_path) -> None:
+    shard = tmp_path / "model-00001-of-00002.safetensors"
+    shard.touch()
+    os.truncate(shard, 3_000_000_000)  # takes no room on the disk
+    with pytest.raises(ConfigError, match=r"holds 3\.0 GB of weights, no tiny model's: name another folder"):
+        make_tiny("gemma3", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [shard.name]

@@ -69,6 +69,8 @@ class DataConfig:
         problems = not_positive(self, "max_length")
         if self.workers is not None and self.workers < 0:
             problems.append(f"workers must not be negative, as {self.workers!r} is")
+        if (self.instruction_part is None) != (self.response_part is None):
+            problems.append("--instruction-part and --response-part go together: pass both or neither")
         if problems:
             raise ConfigError(problems)
 

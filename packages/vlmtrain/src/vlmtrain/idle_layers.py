@@ -36,7 +36,7 @@ def why_layers_may_idle(model: Any, family: Family | None, adapter: AdapterConfi
         return "modules are trained in full, and some may be of no use to a forward pass"
     without = int((lengths.image_tokens == 0).sum())
     if without and _needs_pictures(model):
-        return f"{without} rows have no pictures"
+        return f"{without} row{'s have' if without > 1 else ' has'} no pictures"
     idle = _trained_unused_blocks(model)
     return f"the output of {idle[0]} is used by nothing" if idle else None
 

@@ -79,6 +79,8 @@ def prepare(config: FitConfig) -> Prepared:
     say(train.describe())
     val = None
     if val_split is not None:
+        if val_split.name == train_split.name:
+            say(f"warning: split {val_split.name!r} is learned from and judged by: its scores say nothing of new rows")
         val = check_split(val_split, config.data, chat, source.family)
         say(val.describe())
     else:

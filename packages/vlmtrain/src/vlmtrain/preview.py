@@ -150,11 +150,14 @@ def _head(
     tokens = int(lengths.tokens.sum())
     sizes = describe_sizes(split.stored_sizes(), ImageTokenCounter(chat, family), family)
     shortest, longest = int(lengths.tokens.min()), int(lengths.tokens.max())
+    takes = f"{shortest} to {longest}, median {int(np.median(lengths.tokens))}" if shortest < longest else f"{longest}"
+    shown = min(config.rows, len(split))
+    choice = "" if shown == len(split) else f" {shown} are shown: the longest, the shortest, and others by --seed."
     facts = (
         f"{count_of(len(split), 'row')} of {config.data}, split {config.split}: {tokens:,} tokens, "
         f"{lengths.image_tokens.sum() / max(tokens, 1):.0%} for images, "
-        f"{lengths.supervised.sum() / max(tokens, 1):.1%} with loss; a row takes {shortest} to {longest}, "
-        f"median {int(np.median(lengths.tokens))}. {sizes.describe()}."
+        f"{lengths.supervised.sum() / max(tokens, 1):.1%} with loss; a row takes {takes}. {sizes.describe()}."
+        f"{choice}"
     )
     legend = tag(
         "p",
@@ -186,8 +189,9 @@ def _show_row(split: Split, row: int, lengths: RowLengths, chat: ChatFormat, *, 
         f"({learned / max(len(ids), 1):.1%})",
     )
     runs = tag("div", [_show_run(run) for run in token_runs(ids, labels, chat)], class_="tokens", dir="auto")
-    source = tag("p", f"{stored['id']} · {stored['source']}", class_="soft")
-    return tag("article", heading, _show_pictures(stored), runs, source)
+    # a row without an id of its own is named by its source
+    names = dict.fromkeys([stored["id"], stored["source"]])
+    return tag("article", heading, _show_pictures(stored), runs, tag("p", " · ".join(names), class_="soft"))
 
 
 def _show_pictures(stored: dict[str, Any]) -> Html | None:

@@ -168,6 +168,6 @@ def describe_ranking(ranked: Sequence[RankedRow], top: int) -> str:
         worst = f"{shorten(repr(row.worst_token), 12)} {row.worst_token_loss:.2f}"
         lines.append(
             f"{row.rank:>5}{row.loss:>9.3f}{row.tokens:>8}  {worst:<20}{shorten(repr(row.answer), 32):<34}"
-            f"{row.id} ({row.source})"
+            f"{row.id}" + (f" ({row.source})" if row.source != row.id else "")
         )
     return "\n".join(lines)

@@ -271,6 +271,6 @@ def _say_schedule(config: FitConfig, schedule: Schedule) -> None:
     )
     if schedule.steps < _FEW_STEPS:
         say(
-            f"warning: {schedule.steps} steps are few; "
+            f"warning: {schedule.steps} step{'s are' if schedule.steps > 1 else ' is'} few; "
             f"under {_FEW_STEPS} a model seldom learns more than the form of the answers"
         )

@@ -50,7 +50,7 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
 
 
 def exact_match_casefold(prediction: str, references: Sequence[str]) -> float:
-    """Return 1 where the prediction is one of the references, capitals apart; else 0."""
+    """Return 1 where the prediction is one of the references, capitals ignored; else 0."""
     return exact_match(prediction.casefold(), [reference.casefold() for reference in references])
 
 
@@ -108,7 +108,7 @@ def _relaxed_match(prediction: str, reference: str) -> float:
 
 
 def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
-    """Return 1 where a number is within 5 % of a reference, or a text equals one, capitals apart (ChartQA).
+    """Return 1 where a number is within 5 % of a reference, or a text equals one, capitals ignored (ChartQA).
 
     The rule is that of Masry et al. (2022) as pix2struct computes it: `20%` is 0.2, a reference of zero must be met as
     text, and thousands separators are not read.

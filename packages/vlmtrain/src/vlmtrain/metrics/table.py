@@ -99,7 +99,7 @@ def _count_all_ngrams(predictions: Sequence[str], references: References) -> Cou
 
 METRICS: dict[str, Metric] = {
     "exact_match": _mean_of(exact_match, "exact match"),
-    "exact_match_casefold": _mean_of(exact_match_casefold, "exact match, capitals apart"),
+    "exact_match_casefold": _mean_of(exact_match_casefold, "exact match, capitals ignored"),
     "cer": _rate_of(cer, character_edits, "character error rate"),
     "wer": _rate_of(wer, word_edits, "word error rate"),
     "anls": _mean_of(anls, "ANLS (DocVQA)"),

@@ -6,9 +6,10 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from vlmdata.errors import ConfigError, ResourceError
+from vlmdata.errors import ConfigError
 from vlmdata.families import get_family
 from vlmtrain.tiny.options import TinyOptions
+from vlmtrain.whole_folders import as_resource_error, is_write_failure
 
 __all__ = ["TINY_FAMILIES", "make_tiny"]
 
@@ -24,6 +25,9 @@ BUILDERS = {
     "llava-1.6": ("vlmtrain.tiny.llava", "build_llava_1_6"),
 }
 """Where each family is built: module and function, imported when asked for (transformers takes seconds)."""
+
+# Above every tiny model with sizes that one would try out.
+_REAL_WEIGHTS_BYTES = 1 << 30
 
 TINY_FAMILIES: tuple[str, ...] = tuple(BUILDERS)
 """The families that `make_tiny` knows."""
@@ -41,7 +45,7 @@ def make_tiny(family: str, out: Path, **sizes: Any) -> Path:
         `out`. `AutoProcessor` and `AutoModelForImageTextToText` load it.
 
     Raises:
-        ConfigError: The family is unknown, or a size is unknown or does not fit.
+        ConfigError: The family is unknown, a size is unknown or does not fit, or the folder holds a real model.
         ResourceError: The folder cannot be written.
     """
     module, function = BUILDERS[get_family(family).name]
@@ -51,6 +55,7 @@ def make_tiny(family: str, out: Path, **sizes: Any) -> Path:
             f"unknown size {', '.join(map(repr, unknown))}: known are {', '.join(TinyOptions.__dataclass_fields__)}"
         )
     options = TinyOptions(**sizes)
+    _require_no_real_model(out)
 
     import torch
 
@@ -62,6 +67,16 @@ def make_tiny(family: str, out: Path, **sizes: Any) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(out)
         processor.save_pretrained(out)
-    except OSError as error:
-        raise ResourceError(f"cannot write the model to {out}: {error.strerror or error}") from error
+    except Exception as error:
+        # safetensors has an error of its own for a full disk
+        if not is_write_failure(error):
+            raise
+        raise as_resource_error(error, out) from error
     return out
+
+
+def _require_no_real_model(out: Path) -> None:
+    """Refuses a folder whose weights are no tiny model's, which would be replaced without a way back."""
+    found = sum(path.stat().st_size for path in (*out.glob("*.safetensors"), *out.glob("*.bin")))
+    if found >= _REAL_WEIGHTS_BYTES:
+        raise ConfigError(f"{out}: holds {found / 1e9:.1f} GB of weights, no tiny model's: name another folder")
