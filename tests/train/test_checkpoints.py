@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from vlmdata.errors import ResourceError
 from vlmtrain.training import fit
-from vlmtrain.whole_folders import whole_folder
+from vlmtrain.whole_folders import as_resource_error, is_write_failure, whole_folder
 
 
 def tensors_of(folder: Path) -> dict:
@@ -116,3 +116,10 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path) -> None:
     with pytest.raises(ResourceError, match="cannot be written: Not a directory; try another"):
         with whole_folder(tmp_path / "file" / "result", "try another"):
             pass
+
+
+def test_what_torch_says_of_a_full_disk_is_said_as_the_system_says_it() -> None:
+    error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2162176 vs 2162064")
+    assert is_write_failure(error)
+    said = str(as_resource_error(error, Path("checkpoint-6"), "make room"))
+    assert said == "checkpoint-6: cannot be written: No space left on device; make room"

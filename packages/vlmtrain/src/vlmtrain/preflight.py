@@ -256,7 +256,8 @@ def _mask_problems(split: str, lengths: RowLengths, chat: ChatFormat) -> list[st
     if len(empty):
         problems.append(
             f"{split}: {len(empty)} of {total} rows have no token that carries loss (rows {list_some(empty)}): "
-            f"the marker {chat.markers.response_part!r} was not found in them, or their answers are empty"
+            f"the marker {chat.markers.response_part!r} was not found in them, or their answers are empty; "
+            "`vlmtrain preview` shows what carries loss"
         )
     missing = np.flatnonzero(lengths.missing_spans != 0)
     if len(missing) and not len(empty):

@@ -37,9 +37,10 @@ def as_resource_error(error: BaseException, path: Path, hint: str = "") -> Resou
     """
     words = getattr(error, "strerror", None)
     if not words:
-        # torch says no more than that fewer bytes arrived than were sent
         text = " ".join(str(error).split())
-        words = "No space left on device" if "No space left" in text else f"the disk took no more ({text[:100]})"
+        # torch says no more than that fewer bytes arrived than were sent
+        short = "No space left" in text or "unexpected pos" in text
+        words = "No space left on device" if short else f"the disk took no more ({text[:100]})"
     return ResourceError(f"{path}: cannot be written: {words}" + (f"; {hint}" if hint else ""))
 
 
