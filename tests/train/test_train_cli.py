@@ -141,7 +141,7 @@ def fit_with(**values: str) -> list[str]:
         (["export", "RUN", "--out", "MODEL", "--overwrite"], 2, "holds the model that is to be exported"),
         (["tiny", "qwen9-vl", "OUT"], 2, "unknown family 'qwen9-vl'"),
         (["tiny", "qwen2.5-vl", "OUT", "--hidden-size", "33"], 2, "hidden_size must be a positive multiple of 32"),
-        (["tiny", "qwen2.5-vl", "BROKEN"], 5, "cannot write the model"),
+        (["tiny", "qwen2.5-vl", "BROKEN"], 5, "broken.yaml: cannot be written: File exists"),
         (["fly"], 2, "No such command 'fly'"),
     ],
 )

@@ -98,7 +98,7 @@ def test_what_was_chosen_is_printed(settings, capsys) -> None:
     assert "weights in 32bit (there is no GPU)" in out
     assert "trainable   adapted layers" in out
     assert "1 steps of 4 rows (6 an epoch), 0 of them warm-up; adamw_torch, lr 0.01 (vision tower 0.01)" in out
-    assert "warning: 1 steps are few" in out
+    assert "warning: 1 step is few" in out
     assert "<|im_start|>assistant\n⟦white<|im_end|>⟧" in out
     assert "step 1/1: loss " in out
     assert "step 1/1: eval loss " in out
