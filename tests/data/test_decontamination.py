@@ -294,6 +294,19 @@ def test_options_that_name_images_serve_evaluation_sets_with_these_columns(place
         (folder / "names.csv").unlink()
 
 
+def test_columns_that_an_evaluation_set_lacks_are_said(place: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text(f"image,question\n{place / 'eval' / 'pictures' / 'a.jpg'},What?\n")
+    noted: list[str] = []
+    for name in ("imgae", "image"):
+        values = {"inputs": [str(rows)], "image": [name], "out": tmp_path / "list.parquet", "workers": 0}
+        values |= {"min_side": 8, "allow_outside_root": True}
+        hash_images(BuildConfig.from_values(values), thumbnails=False, on_partition=lambda _: None, on_note=noted.append)
+    assert "image 'imgae': neither a column nor a template" in noted[0]
+    assert "taken from where pictures usually are" in noted[0]
+    assert noted[1].endswith("; 1 image")
+
+
 def test_a_check_finds_what_a_build_finds(place: Path, tmp_path: Path) -> None:
     counts = check_inputs(
         config(place, tmp_path / "unused", place / "eval" / "pictures"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlmdata.config import InputConfig
 from vlmdata.decontamination.hash_list import is_hash_list
-from vlmdata.decontamination.pictures import PICTURE, TEXT, read_pictures
+from vlmdata.decontamination.pictures import PICTURE, TEXT, read_pictures, why_unfit
 from vlmdata.errors import ConfigError
 from vlmdata.locations import explain_remote_errors, is_remote, kind_of, open_location, relative_name
 from vlmdata.manifest import MANIFEST_NAME, is_built
@@ -33,6 +33,7 @@ class EvaluationSet:
         hash_list: the file of hashes, where it is one.
         folder: the built folder, where it is one.
         splits: of the built folder, by the name of the source that reads them.
+        remarks: for the eye, on how its pictures are found.
     """
 
     path: str
@@ -42,6 +43,7 @@ class EvaluationSet:
     hash_list: Path | None = None
     folder: BuiltFolder | None = None
     splits: tuple[Split, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def open_evaluation_sets(paths: Sequence[str], image: Sequence[str], config: InputConfig) -> list[EvaluationSet]:
@@ -88,7 +90,15 @@ def _open(text: str, image: Sequence[str], config: InputConfig) -> EvaluationSet
         kind=", ".join(dict.fromkeys(source.kind for source in sources)),
         files=tuple(file for source in sources for file in source.files),
         sources=tuple(_with_pictures(source, image) for source in sources),
+        remarks=tuple(dict.fromkeys(_describe_misfits(sources, image))),
     )
+
+
+def _describe_misfits(sources: Sequence[Source], image: Sequence[str]) -> Iterator[str]:
+    for source in sources:
+        problem = why_unfit(source, image)
+        if problem is not None:
+            yield f"{problem}; its pictures are taken from where pictures usually are"
 
 
 def _open_rows(text: str, path: Path, kind: str | None, config: InputConfig) -> list[Source]:

@@ -14,7 +14,7 @@ from vlmdata.sample import Problem, RawRow
 from vlmdata.sources import IndexedRow, Source
 from vlmdata.sources.folders import IMAGE_SUFFIXES
 
-__all__ = ["PICTURE", "TEXT", "find_pictures", "read_pictures"]
+__all__ = ["PICTURE", "TEXT", "find_pictures", "read_pictures", "why_unfit"]
 
 # Columns of the rows that `read_pictures` makes, one for each picture, beside `id`.
 PICTURE, TEXT = "image", "text"
@@ -73,14 +73,27 @@ def find_pictures(row: RawRow) -> list[Picture]:
     return found
 
 
+def why_unfit(source: Source, image: Sequence[str]) -> str | None:
+    """Say why a source's pictures are looked for where pictures usually are, though columns were given."""
+    try:
+        _parse_templates(source, image)
+    except ConfigError as error:
+        return error.problems[0]
+    return None
+
+
 def _fitting_templates(source: Source, image: Sequence[str]) -> list[Template]:
+    try:
+        return _parse_templates(source, image)
+    except ConfigError:  # a set of another form than the one that is built; `why_unfit` says so
+        return []
+
+
+def _parse_templates(source: Source, image: Sequence[str]) -> list[Template]:
     columns: dict[str, None] = {}
     for _, row in islice(source.read(), _HEAD_ROWS if image else 0):
         columns.update(dict.fromkeys(row if not isinstance(row, Problem) else ()))
-    try:
-        return [parse_template("image", text, list(columns), allow_constant=False) for text in image]
-    except ConfigError:  # a set of another form than the one that is built
-        return []
+    return [parse_template("image", text, list(columns), allow_constant=False) for text in image]
 
 
 def _name(source: str, index: int, picture: Picture) -> str:

@@ -99,7 +99,7 @@ def prepare_evaluation(
     stamps: list[FileStamp] = []
     staged: dict[Path, frozenset[str]] = {}
     for number, each in enumerate(sets):
-        remarks: list[str] = []
+        remarks = list(each.remarks)
         if each.hash_list is not None:
             images, options, versions = read_hash_list(each.hash_list)
             remarks += _compare_pixels(options, versions, config.images)
