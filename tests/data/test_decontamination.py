@@ -300,8 +300,8 @@ def test_columns_that_an_evaluation_set_lacks_are_said(place: Path, tmp_path: Pa
     noted: list[str] = []
     for name in ("imgae", "image"):
         values = {"inputs": [str(rows)], "image": [name], "out": tmp_path / "list.parquet", "workers": 0}
-        values |= {"min_side": 8, "allow_outside_root": True}
-        hash_images(BuildConfig.from_values(values), thumbnails=False, on_partition=lambda _: None, on_note=noted.append)
+        config = BuildConfig.from_values(values | {"min_side": 8, "allow_outside_root": True})
+        hash_images(config, thumbnails=False, on_partition=lambda _: None, on_note=noted.append)
     assert "image 'imgae': neither a column nor a template" in noted[0]
     assert "taken from where pictures usually are" in noted[0]
     assert noted[1].endswith("; 1 image")
