@@ -88,7 +88,10 @@ def _check_strip(short: int, long: int, config: ImageConfig) -> None:
 def _scaled(width: int, height: int, scale: float, config: ImageConfig) -> tuple[int, int]:
     step = config.multiple_of
     long_limit = config.max_side // step * step
-    long = min(max(_nearest(max(width, height) * scale, step), step), long_limit)
+    long = max(_nearest(max(width, height) * scale, step), step)
+    if long > long_limit:
+        # the other side follows, or what the limit takes from this one would change the aspect ratio
+        long, scale = long_limit, long_limit / max(width, height)
     # Rounding down must not turn a permitted strip into one that processors refuse.
     thinnest = math.ceil(long / config.max_aspect_ratio / step) * step
     short = min(max(_nearest(min(width, height) * scale, step), thinnest, step), long_limit)
