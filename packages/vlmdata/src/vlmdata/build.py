@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlmdata.build_config import BuildConfig
 from vlmdata.decontamination import Evaluation, open_evaluation_sets, prepare_evaluation
-from vlmdata.errors import DataError, ResourceError
-from vlmdata.locations import copy_file, is_remote, is_remote_failure, kind_of, locator
+from vlmdata.disk import explain_disk_errors
+from vlmdata.errors import DataError
+from vlmdata.locations import copy_file, is_remote, kind_of, locator
 from vlmdata.manifest import Manifest, SplitEntry, write_json_atomically
 from vlmdata.output_folder import (
     check_output,
@@ -43,7 +42,7 @@ from vlmdata.sources.stamps import stamp_file
 from vlmdata.stage import PartitionSummary, StagedFiles
 from vlmdata.stats import STATS_NAME, compute_stats, count_splits
 
-__all__ = ["BuildReport", "build_folder", "explain_disk_errors"]
+__all__ = ["BuildReport", "build_folder"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -130,32 +129,6 @@ def build_folder(
         notes=notes,
         remark=remark,
     )
-
-
-@contextmanager
-def explain_disk_errors(place: Path, *, kept: str = "") -> Iterator[None]:
-    """Turn errors of the operating system into one clear line.
-
-    Args:
-        place: what is written.
-        kept: what to add where the disk is full, on what remains of the work.
-
-    Raises:
-        ResourceError: the disk is full or cannot be written, or the memory gave out.
-    """
-    where = locator(place)
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"{where}: the disk is full{kept}") from error
-        raise ResourceError(f"{error.filename or where}: {error.strerror or error}") from error
-    except MemoryError as error:
-        raise ResourceError("out of memory; fewer --workers need less") from error
-    except Exception as error:
-        if not is_remote_failure(error):
-            raise
-        raise ResourceError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def _finish(

@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from vlmdata.build import explain_disk_errors
 from vlmdata.build_config import BuildConfig
 from vlmdata.decontamination import open_evaluation_sets, prepare_evaluation
+from vlmdata.disk import explain_disk_errors
 from vlmdata.errors import DataError
 from vlmdata.locations import locator
 from vlmdata.manifest import Counts

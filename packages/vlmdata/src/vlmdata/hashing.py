@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from vlmdata.build import explain_disk_errors
 from vlmdata.build_config import BuildConfig
 from vlmdata.decontamination import (
     EvaluationSet,
@@ -16,6 +15,7 @@ from vlmdata.decontamination import (
     prepare_evaluation,
     write_hash_list,
 )
+from vlmdata.disk import explain_disk_errors
 from vlmdata.errors import ConfigError, ResourceError
 from vlmdata.pipeline import list_versions
 from vlmdata.stage import PartitionSummary

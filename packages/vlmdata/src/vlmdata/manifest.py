@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlmdata.disk import whole_file
 from vlmdata.errors import DataError
 from vlmdata.locations import explain_remote_errors, is_remote, kind_of, locator, open_location, stamp_remote
 from vlmdata.schema import SCHEMA_VERSION
@@ -103,16 +104,11 @@ def write_json_atomically(path: Path, value: Any, *, durable: bool = True) -> No
         # object stores show a new object when all of it has come, and only then
         path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(value, ensure_ascii=False, indent=1 if durable else None) + "\n")
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, ensure_ascii=False, indent=1 if durable else None) + "\n")
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from vlmdata.build import explain_disk_errors
+from vlmdata.disk import explain_disk_errors, whole_file
 from vlmdata.locations import is_remote, locator
 from vlmdata.pages.frame import page_pieces
 from vlmdata.pages.html import Html, tag
@@ -41,23 +40,13 @@ def write_preview(folder: str | Path, target: Path, *, split: str, rows: int, se
     chosen = open_folder(folder).split(split)
     indices = list(range(min(rows, len(chosen)))) if seed is None else sample_rows(chosen, rows, seed)
     title = f"{name_page(folder).stem}, {split}: {len(indices)} of {len(chosen):,} rows"
-    with explain_disk_errors(target):
-        try:
-            _write_whole(target, page_pieces(title, _render(title, chosen, indices)))
-        except OSError as error:
-            # the page is what was asked for, and not the file that was to become it
-            raise OSError(error.errno, error.strerror or str(error), str(target)) from error
+    with (
+        explain_disk_errors(target),
+        whole_file(target) as part,
+        part.open("w", encoding="utf-8", errors="replace") as file,
+    ):
+        file.writelines(page_pieces(title, _render(title, chosen, indices)))
     return len(indices)
-
-
-def _write_whole(target: Path, pieces: Iterable[str]) -> None:
-    part = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with part.open("w", encoding="utf-8", errors="replace") as file:
-            file.writelines(pieces)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _render(title: str, split: Split, indices: list[int]) -> Iterator[Html]:

@@ -139,7 +139,8 @@ def _adapter_model(path: Path, *, weights_needed: bool) -> ModelSource:
             f"{path}: the adapter's base model is gone: {error}; where it was moved, write its new place as "
             "base_model_name_or_path into adapter_config.json"
         ) from error
-    if not any((path / file).is_file() for file in ("adapter_model.safetensors", "adapter_model.bin")):
+    files = ("adapter_model.safetensors", "adapter_model.bin")
+    if weights_needed and not any((path / file).is_file() for file in files):
         raise ConfigError(f"{path}: an adapter_config.json but no weights (adapter_model.safetensors)")
     has_processor = any((path / file).is_file() for file in ("processor_config.json", "preprocessor_config.json"))
     return ModelSource(

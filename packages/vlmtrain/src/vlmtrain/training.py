@@ -35,7 +35,6 @@ from vlmtrain.whole_folders import as_resource_error, is_write_failure, whole_fo
 __all__ = ["Stopped", "fit"]
 
 _FEW_STEPS = 100
-_EPOCHS_SEARCHED = 4
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -217,8 +216,8 @@ def _longest_batch(
     if plan.tokens is None:
         rows = train.lengths.tokens.argsort()[-plan.rows :].tolist()
     else:
-        # how many rows share a pass follows from its tokens; of later epochs, none is much heavier
-        rows = plan.heaviest(_EPOCHS_SEARCHED)
+        # how many rows share a pass follows from its tokens
+        rows = plan.heaviest()
     arranged = arrangement.collate or collate
     return lambda: arranged([train.rows[row] for row in rows])
 

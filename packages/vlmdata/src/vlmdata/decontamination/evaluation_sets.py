@@ -9,7 +9,7 @@ from typing import Any
 
 from vlmdata.config import InputConfig
 from vlmdata.decontamination.hash_list import is_hash_list
-from vlmdata.decontamination.pictures import PICTURE, TEXT, read_pictures, why_unfit
+from vlmdata.decontamination.pictures import PICTURE, TEXT, parse_templates, read_pictures
 from vlmdata.errors import ConfigError
 from vlmdata.locations import explain_remote_errors, is_remote, kind_of, open_location, relative_name
 from vlmdata.manifest import MANIFEST_NAME, is_built
@@ -85,20 +85,14 @@ def _open(text: str, image: Sequence[str], config: InputConfig) -> EvaluationSet
             folders = sorted({path, *(each.parent for each in images)})
             return _of_files(text, "folder of images", path, images, tuple(folders))
         sources = _open_rows(text, path, kind, config)
+    remarks: list[str] = []
     return EvaluationSet(
         path=text,
         kind=", ".join(dict.fromkeys(source.kind for source in sources)),
         files=tuple(file for source in sources for file in source.files),
-        sources=tuple(_with_pictures(source, image) for source in sources),
-        remarks=tuple(dict.fromkeys(_describe_misfits(sources, image))),
+        sources=tuple(_with_pictures(source, image, remarks) for source in sources),
+        remarks=tuple(dict.fromkeys(remarks)),
     )
-
-
-def _describe_misfits(sources: Sequence[Source], image: Sequence[str]) -> Iterator[str]:
-    for source in sources:
-        problem = why_unfit(source, image)
-        if problem is not None:
-            yield f"{problem}; its pictures are taken from where pictures usually are"
 
 
 def _open_rows(text: str, path: Path, kind: str | None, config: InputConfig) -> list[Source]:
@@ -111,8 +105,13 @@ def _open_rows(text: str, path: Path, kind: str | None, config: InputConfig) -> 
     return open_sources([text], plain)
 
 
-def _with_pictures(source: Source, image: Sequence[str]) -> Source:
-    return replace(source, read=lambda: read_pictures(source, image), description=None)
+def _with_pictures(source: Source, image: Sequence[str], remarks: list[str]) -> Source:
+    try:
+        templates = parse_templates(source, image)
+    except ConfigError as error:  # a set of another form than the one that is built
+        templates = []
+        remarks.append(f"{error.problems[0]}; its pictures are taken from where pictures usually are")
+    return replace(source, read=lambda: read_pictures(source, templates), description=None)
 
 
 def _of_files(text: str, kind: str, root: Path, images: Sequence[Path], files: tuple[Path, ...]) -> EvaluationSet:

@@ -8,7 +8,6 @@ hashed.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmdata.dedup import EvaluationImages
+from vlmdata.disk import whole_file
 from vlmdata.errors import DataError
 
 __all__ = ["is_hash_list", "read_hash_list", "write_hash_list"]
@@ -62,14 +62,9 @@ def write_hash_list(
     made = {"version": _VERSION, "image_options": dict(options), "versions": dict(versions)}
     about = {_METADATA_KEY: json.dumps(made).encode()}
     tables = [_to_table(part, thumbnails=thumbnails).replace_schema_metadata(cast(Any, about)) for part in parts]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with pq.ParquetWriter(temporary, tables[0].schema) as writer:
-            for table in tables:
-                writer.write_table(table)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, pq.ParquetWriter(temporary, tables[0].schema) as writer:
+        for table in tables:
+            writer.write_table(table)
     return sum(table.num_rows for table in tables)
 
 

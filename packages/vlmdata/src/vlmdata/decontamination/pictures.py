@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
-from vlmdata.errors import ConfigError
 from vlmdata.formats.columns import IMAGE_COLUMNS
 from vlmdata.formats.templates import Template, parse_template
 from vlmdata.sample import Problem, RawRow
 from vlmdata.sources import IndexedRow, Source
 from vlmdata.sources.folders import IMAGE_SUFFIXES
 
-__all__ = ["PICTURE", "TEXT", "find_pictures", "read_pictures", "why_unfit"]
+__all__ = ["PICTURE", "TEXT", "find_pictures", "parse_templates", "read_pictures"]
 
 # Columns of the rows that `read_pictures` makes, one for each picture, beside `id`.
 PICTURE, TEXT = "image", "text"
@@ -30,18 +29,17 @@ _NAME_CHARS = 200
 Picture: TypeAlias = "str | bytes | dict[str, Any]"
 
 
-def read_pictures(source: Source, image: Sequence[str]) -> Iterator[IndexedRow]:
+def read_pictures(source: Source, templates: Sequence[Template]) -> Iterator[IndexedRow]:
     """Yield a row for each picture of a source, numbered over the source, and each row that could not be read.
 
     Args:
         source: of rows of any format.
-        image: columns or templates of the build, used where the source has their columns.
+        templates: where pictures are, by `parse_templates`; none where they are looked for in the usual places.
 
     Yields:
         `{id, image, text}`: the source's name, the index of the row and, where it has one, the picture's own name; the
         picture; and some text.
     """
-    templates = _fitting_templates(source, image)
     number = 0
     for index, row in source.read():
         if isinstance(row, Problem):
@@ -73,23 +71,12 @@ def find_pictures(row: RawRow) -> list[Picture]:
     return found
 
 
-def why_unfit(source: Source, image: Sequence[str]) -> str | None:
-    """Say why a source's pictures are looked for where pictures usually are, though columns were given."""
-    try:
-        _parse_templates(source, image)
-    except ConfigError as error:
-        return error.problems[0]
-    return None
+def parse_templates(source: Source, image: Sequence[str]) -> list[Template]:
+    """Return what a build's columns or templates of images are in the first rows of a source.
 
-
-def _fitting_templates(source: Source, image: Sequence[str]) -> list[Template]:
-    try:
-        return _parse_templates(source, image)
-    except ConfigError:  # a set of another form than the one that is built; `why_unfit` says so
-        return []
-
-
-def _parse_templates(source: Source, image: Sequence[str]) -> list[Template]:
+    Raises:
+        ConfigError: they are of a set of another form.
+    """
     columns: dict[str, None] = {}
     for _, row in islice(source.read(), _HEAD_ROWS if image else 0):
         columns.update(dict.fromkeys(row if not isinstance(row, Problem) else ()))

@@ -29,7 +29,6 @@ from vlmtrain.speed.trainer import Arrangement, Batch
 
 __all__ = ["first_pass", "fit_to_memory"]
 
-_EPOCHS_SEARCHED = 4
 _TRIES = 6
 
 
@@ -152,7 +151,7 @@ def _budget(config: FitConfig, model: Any) -> int:
 def _heaviest(train: CheckedSplit, arrangement: Arrangement, rows_a_step: int, size: int) -> tuple[list[int], int]:
     """The rows of the heaviest pass of a run with `size` rows a pass, and its tokens."""
     plan = dataclasses.replace(arrangement.plan, rows=size, passes=rows_a_step // size)
-    rows = plan.heaviest(_EPOCHS_SEARCHED)
+    rows = plan.heaviest()
     return rows, plan.cost(rows)
 
 
