@@ -1,12 +1,13 @@
-"""A training step of vlmtrain against the notebooks' recipe, on one GPU, offline.
+"""A training step of vlmtrain against the notebooks' recipe, offline, on one GPU or several.
 
 Makes a model of a real shape with random weights and a set of pictures, then trains on the same rows in the same order,
 with the same pixels, masks, global batch and adapters: the notebooks' script (benchmarks/notebook_recipe.py) and
-`vlmtrain fit` with its defaults. Each run is a process of its own; recipes take turns.
+`vlmtrain fit` with its defaults. Each run is a process of its own. Those of one shape and size share a GPU, get ready
+side by side and are timed by turns (benchmarks/turns.py), so that no step that counts has a neighbour.
 
-    python benchmarks/train_step.py --work DIR [--shapes qwen2.5-vl-3b] [--sizes 512x384 1000x750] [--repeats 1]
+    python benchmarks/train_step.py --work DIR [--shapes qwen2.5-vl-3b] [--sizes 512x384 1000x750]
 
-Prints a table and writes DIR/train_step.json. Step time is from log to log, the median of the steps after the tenth.
+Prints a table and writes DIR/train_step.json. Step time is from log to log, the median of the steps done alone.
 
 Pixels are equal at sizes that the recipe's collator leaves alone. It rounds a picture to multiples of twice the patch
 before the processor sees it, with families too whose processor would not: sides that are multiples of 224 px suit all.
@@ -15,20 +16,19 @@ before the processor sees it, with families too whose processor would not: sides
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import shutil
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from full_size import build_set, make_full_size
 from shapes import SHAPES
-
-WARM_STEPS = 10
-WARMUP_STEPS = 5
+from step_recipes import WARM_STEPS, Run, counted, measure_held_out, median_seconds
+from turns import take_turns
 
 
 def main() -> None:
@@ -39,36 +39,82 @@ def main() -> None:
     helps = 'notebook, guide, vlmtrain, or vlmtrain with options, as in "vlmtrain --profile-steps 2"'
     parser.add_argument("--recipes", nargs="+", default=["notebook", "vlmtrain"], help=helps)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps-a-turn", type=int, default=5)
+    helps = "cases (a shape at a size) that are ready at once; one for each GPU when unset. More need the memory for it"
+    parser.add_argument("--at-once", type=int, help=helps)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--load-in", default="16bit")
-    parser.add_argument("--gpu-memory-gb", type=float)
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--limit", type=float, default=900, help="seconds that a recipe may take")
+    parser.add_argument("--gpu-memory-gb", type=float, help="most that each run may take")
+    parser.add_argument("--limit", type=float, default=900, help="seconds that the cases run at once may take")
     parser.add_argument("--workers", type=int, default=8, help="processes that prepare rows for vlmtrain")
     parser.add_argument("--held-out", type=int, default=0, help="rows on which the trained adapters are compared")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    rate = measure_matrix_rate()
-    print(f"matrix product, bf16: {rate / 1e12:.0f} TFLOP/s", flush=True)
+    rate, gpus = measure_matrix_rate()
+    print(f"matrix product, bf16: {rate / 1e12:.0f} TFLOP/s; {gpus} GPUs", flush=True)
+    models = make_models(options, gpus)
+    cases = list(itertools.product(options.shapes, options.sizes))
+    at_once = options.at_once or gpus
+    results: list[dict[str, Any]] = []
+    for start in range(0, len(cases), at_once):
+        some = {case: number % gpus for number, case in enumerate(cases[start : start + at_once])}
+        for result in run_cases(some, models, options):
+            results.append({**result, "matrix_rate": rate})
+        (options.work / "train_step.json").write_text(json.dumps(results, indent=1) + "\n")
+        for case in some:
+            compared = [line for line in results if (line["shape"], line["size"]) == case]
+            if compared:
+                print_table(compared)
+                draw_losses(compared, options.work / f"losses-{'-'.join(case)}-{options.load_in}.png")
+
+
+def make_models(options: argparse.Namespace, gpus: int) -> dict[str, Path]:
+    """The models, each made by a process that leaves nothing on the GPU."""
+    folders = {shape: options.work / shape for shape in options.shapes}
+    with ProcessPoolExecutor(max_workers=gpus, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(make_full_size, folders, folders.values()))
+    return folders
+
+
+def run_cases(
+    cases: dict[tuple[str, str], int], models: dict[str, Path], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Runs the recipes of some cases, by turns.
+
+    Args:
+        cases: Shape and size, and the number of the GPU.
+        models: Folders by shape.
+        options: Of the script.
+
+    Returns:
+        What each recipe left; nothing of those that failed, which are named.
+    """
+    runs: list[tuple[tuple[str, str], Run]] = []
+    for (shape, size), gpu in cases.items():
+        data = build_data(size, options)
+        for recipe in options.recipes:
+            slug = f"{shape}-{size}-{options.load_in}-{''.join(recipe.split()).replace('--', '-')}"
+            runs.append(((shape, size), Run(recipe, models[shape], data, options.work / slug, options, gpu=gpu)))
+    programs = [run.program for _, run in runs]
+    take_turns(programs, warm_steps=WARM_STEPS, steps_a_turn=options.steps_a_turn, limit_s=options.limit)
     results = []
-    for shape in options.shapes:
-        model = make_full_size(shape, options.work / shape)
-        for size in options.sizes:
-            sizes = mixed_sizes() if size == "mixed" else [tuple(map(int, size.split("x")))]
-            rows, held_out = options.batch_size * options.steps, options.held_out
-            data = build_set(options.work / f"set-{size}-{rows}-{held_out}", rows=rows, sizes=sizes, held_out=held_out)
-            for repeat in range(options.repeats):
-                for recipe in options.recipes:
-                    slug = "".join(recipe.split()).replace("--", "-")
-                    out = options.work / f"{shape}-{size}-{options.load_in}-{slug}-{repeat}"
-                    result = run_recipe(recipe, model, data, out, options)
-                    result |= {"shape": shape, "size": size, "repeat": repeat, "matrix_rate": rate}
-                    result |= count_work(model, data)
-                    results.append(result)
-                    (options.work / "train_step.json").write_text(json.dumps(results, indent=1) + "\n")
-                    compared = [line for line in results if (line["shape"], line["size"]) == (shape, size)]
-                    print_table(compared)
-                    draw_losses(compared, options.work / f"losses-{shape}-{size}-{options.load_in}.png")
+    for (shape, size), run in runs:
+        try:
+            result = run.collect()
+        except OSError as error:
+            print(f"{run.program.name} left nothing to compare: {error}", flush=True)
+            continue
+        if options.held_out:
+            result["held_out_loss"] = measure_held_out(run)
+        results.append({**result, "shape": shape, "size": size, **count_work(run.model, run.data)})
+    return results
+
+
+def build_data(size: str, options: argparse.Namespace) -> Path:
+    """The set to train on, of pictures of a size."""
+    sizes = mixed_sizes() if size == "mixed" else [tuple(map(int, size.split("x")))]
+    rows, held_out = options.batch_size * options.steps, options.held_out
+    return build_set(options.work / f"set-{size}-{rows}-{held_out}", rows=rows, sizes=sizes, held_out=held_out)
 
 
 def mixed_sizes() -> list[tuple[int, int]]:
@@ -77,104 +123,6 @@ def mixed_sizes() -> list[tuple[int, int]]:
 
     draw = np.random.default_rng(1)
     return [(int(w), int(h)) for w, h in draw.integers(300, 1001, (61, 2))]
-
-
-def run_recipe(recipe: str, model: Path, data: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Runs a recipe in a process of its own and returns its steps."""
-    began = time.monotonic()
-    name, *extra = recipe.split()
-    result: dict[str, Any] = RECIPES[name](model, data, out, options, *extra)
-    if options.held_out:
-        result["held_out_loss"] = measure_held_out(Path(f"{out}-adapter"), data, options)
-    result |= {"recipe": recipe, "whole_seconds": time.monotonic() - began}
-    result = {"load_in": options.load_in, "rows": options.batch_size, **result}
-    result["attention"] = read_attention(Path(f"{out}.log"))
-    result["profiled"] = "--profile-steps" in extra
-    return result
-
-
-def run_vlmtrain(model: Path, data: Path, out: Path, options: argparse.Namespace, *extra: object) -> dict[str, Any]:
-    """`vlmtrain fit` with its defaults; the schedule is that of the notebooks."""
-    arguments = ["--data", data, "--model", model, "--out", out, "--overwrite", "--backend", "unsloth"]
-    arguments += ["--load-in", options.load_in, "--max-steps", options.steps, "--lr", 2e-4, "--schedule", "linear"]
-    arguments += ["--warmup", WARMUP_STEPS / options.steps, "--batch-size", options.batch_size, "--grad-accum", 1]
-    arguments += ["--workers", options.workers, "--eval-steps", options.steps, "--no-report", *extra]
-    if options.gpu_memory_gb:
-        arguments += ["--gpu-memory-gb", options.gpu_memory_gb]
-    run([sys.executable, "-m", "vlmtrain", "fit", *arguments], Path(f"{out}.log"), options.limit)
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    if options.held_out:
-        shutil.copytree(sorted((out / "checkpoints").glob("checkpoint-*"))[-1], f"{out}-adapter", dirs_exist_ok=True)
-    return {"steps": steps, "peak_memory_gb": max(step["peak_memory_gb"] for step in steps)}
-
-
-def run_notebook(
-    model: Path, data: Path, out: Path, options: argparse.Namespace, *, batch_size: int = 0, passes: int = 1
-) -> dict[str, Any]:
-    """The notebooks' script on the rows in the order in which `vlmtrain fit` takes them."""
-    order = out.parent / "order.json"
-    order.write_text(json.dumps(order_of(data, options.batch_size)), encoding="utf-8")
-    script = Path(__file__).parent / "notebook_recipe.py"
-    arguments = ["--model", model, "--data", data, "--out", f"{out}.json", "--max-steps", options.steps]
-    arguments += ["--order", order, "--batch-size", batch_size or options.batch_size, "--grad-accum", passes]
-    arguments += ["--instruction-part", markers(model)[0], "--response-part", markers(model)[1]]
-    if options.load_in == "4bit":
-        arguments.append("--load-in-4bit")
-    if options.gpu_memory_gb:
-        arguments += ["--gpu-memory-gb", options.gpu_memory_gb]
-    if options.held_out:
-        arguments += ["--adapter", f"{out}-adapter"]
-    run([sys.executable, script, *arguments], Path(f"{out}.log"), options.limit)
-    result: dict[str, Any] = json.loads(Path(f"{out}.json").read_text(encoding="utf-8"))
-    return result
-
-
-def run_guide(model: Path, data: Path, out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The guides' own numbers, one row at a time and four passes a step, in 4 bit; half the global batch."""
-    guide = argparse.Namespace(**{**vars(options), "load_in": "4bit"})
-    return {**run_notebook(model, data, out, guide, batch_size=1, passes=4), "load_in": "4bit", "rows": 4}
-
-
-RECIPES = {"notebook": run_notebook, "guide": run_guide, "vlmtrain": run_vlmtrain}
-
-
-def run(command: list[Any], log: Path, limit_s: float) -> None:
-    """Runs a command, its output in a file of which the end is shown."""
-    print("$", " ".join(str(part) for part in command[1:]), flush=True)
-    with log.open("w", encoding="utf-8") as file:
-        try:
-            subprocess.run(
-                [str(part) for part in command],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                check=True,
-                timeout=limit_s,
-            )
-        finally:
-            file.flush()
-            print("\n".join(log.read_text(encoding="utf-8").splitlines()[-12:]), flush=True)
-
-
-def measure_held_out(adapter: Path, data: Path, options: argparse.Namespace) -> float:
-    """Mean loss of a supervised token over the held-out rows, by the reference backend, whoever trained the adapter."""
-    out = adapter.parent / f"{adapter.name}-held-out.jsonl"
-    arguments = [
-        "eval",
-        adapter,
-        "--data",
-        data,
-        "--rank",
-        "--backend",
-        "transformers",
-        "--out",
-        out,
-        "--load-in",
-        "16bit",
-    ]
-    run([sys.executable, "-m", "vlmtrain", *arguments], Path(f"{adapter}-held-out.log"), options.limit)
-    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    return sum(row["loss"] * row["tokens"] for row in rows) / sum(row["tokens"] for row in rows)
 
 
 def draw_losses(results: list[dict[str, Any]], out: Path) -> None:
@@ -200,29 +148,8 @@ def draw_losses(results: list[dict[str, Any]], out: Path) -> None:
     pyplot.close(figure)
 
 
-def order_of(data: Path, batch_size: int) -> list[int]:
-    """The order of `vlmtrain fit` in its first epoch, by the seed that it has by itself."""
-    import numpy as np
-
-    from vlmdata.shards import open_folder
-    from vlmtrain.speed.batches import BatchPlan
-
-    rows = open_folder(data).split("train").num_rows
-    plan = BatchPlan(lengths=np.ones(rows, dtype=np.int64), rows=batch_size, passes=1, seed=3407, packed=True)
-    return [row for rows in plan.arrange(0) for row in rows]
-
-
-def markers(model: Path) -> tuple[str, str]:
-    """The texts with which the family's template opens a user's and an assistant's turn."""
-    from vlmdata.families import find_family
-
-    family = find_family(json.loads((model / "config.json").read_text(encoding="utf-8")))
-    assert family is not None
-    return family.instruction_part, family.response_part
-
-
-def measure_matrix_rate() -> float:
-    """Operations a second of a large bf16 matrix product here: the ceiling that utilisation is a share of."""
+def measure_matrix_rate() -> tuple[float, int]:
+    """Operations a second of a large bf16 matrix product here, the ceiling of utilisation; and the number of GPUs."""
     import torch
 
     size = 8192
@@ -237,7 +164,7 @@ def measure_matrix_rate() -> float:
     rate = 50 * 2 * size**3 / (time.perf_counter() - began)
     del a, b
     torch.cuda.empty_cache()
-    return rate
+    return rate, torch.cuda.device_count()
 
 
 def count_work(model: Path, data: Path) -> dict[str, float]:
@@ -266,29 +193,25 @@ def count_work(model: Path, data: Path) -> dict[str, float]:
     return {"row_tokens": tokens, "row_flops": 4 * (weights["language"] * tokens + weights["vision"] * patches)}
 
 
-def counted(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The steps whose time counts: compilation is over, and nothing is profiled."""
-    profiled = range(14, 21) if result["profiled"] else ()
-    return [step for number, step in enumerate(result["steps"]) if number >= WARM_STEPS and number not in profiled]
-
-
 def print_table(results: list[dict[str, Any]]) -> None:
     """One line a recipe. Where a recipe's steps have other rows, they are compared by rows, and losses are not."""
     first = results[0]
     print(f"\n{first['shape']}, {first['size']}, adapters on everything, {len(first['steps'])} steps")
     base = next((line for line in results if line["recipe"] == "notebook"), first)
-    table = [["recipe", "step s", "spread", "all s", "tokens/s", "waiting", "peak GB", "of peak rate", "speed-up"]]
+    table = [
+        ["recipe", "step s", "spread", "the same steps s", "tokens/s", "waiting", "peak GB", "of peak rate", "speed-up"]
+    ]
     table[0] += ["loss differs", *(["held-out"] if "held_out_loss" in first else [])]
     for line in results:
         times = sorted(step["step_seconds"] for step in counted(line))
-        a_row = statistics.median(times) / line["rows"]
-        base_row = statistics.median(step["step_seconds"] for step in counted(base)) / base["rows"]
+        a_row, base_row = (median_seconds(counted(each)) / each["rows"] for each in (line, base))
+        both = sorted(set(line["alone"]) & set(base["alone"]))
         table.append(
             [
                 f"{line['recipe']}, {line['load_in']}, {line['rows']} rows",
                 f"{statistics.median(times):.3f}",
                 f"{times[0]:.3f} to {times[-1]:.3f}",
-                f"{sum(step['step_seconds'] for step in counted(line)):.1f}",
+                f"{sum(line['steps'][number]['step_seconds'] for number in both):.1f} in {len(both)}",
                 f"{line['row_tokens'] / a_row:.0f}",
                 describe_waiting(line),
                 f"{line['peak_memory_gb']:.1f}",
@@ -307,7 +230,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
 
 def describe_waiting(line: dict[str, Any]) -> str:
     """Share of a step that went into waiting for rows, where the recipe measures it."""
-    steps = [step for step in line["steps"][WARM_STEPS:] if "waiting_seconds" in step]
+    steps = [step for step in counted(line) if "waiting_seconds" in step]
     if not steps:
         return "-"
     return f"{statistics.median(step['waiting_seconds'] / step['step_seconds'] for step in steps):.1%}"
@@ -319,13 +242,6 @@ def describe_difference(line: dict[str, Any], base: dict[str, Any]) -> str:
         return "-"
     pairs = zip(line["steps"], base["steps"], strict=False)
     return f"{max(abs(a['loss'] - b['loss']) / b['loss'] for a, b in pairs):.3%}"
-
-
-def read_attention(log: Path) -> list[str]:
-    """What a run's output says of the attention that it got: Unsloth's banner, and the program's own line."""
-    lines = log.read_text(encoding="utf-8").splitlines()
-    found = [line[line.index("FA [") :] for line in lines if "FA [" in line][:1]
-    return found + [line for line in lines if line.startswith(("vision attention:", "attention:"))][:1]
 
 
 if __name__ == "__main__":

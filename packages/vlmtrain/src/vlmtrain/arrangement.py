@@ -15,7 +15,7 @@ from vlmtrain.idle_layers import why_layers_may_idle
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.preflight import CheckedSplit
 from vlmtrain.processes import process_count
-from vlmtrain.speed.attention import kernel_obstacle, use_varlen_vision, vision_gains
+from vlmtrain.speed.attention import kernel_obstacle, use_varlen_vision, vision_gains, window_tokens
 from vlmtrain.speed.batches import BatchPlan
 from vlmtrain.speed.compiled_blocks import CompiledBlocks, compile_vision_blocks, keep_if_faster
 from vlmtrain.speed.frozen_vision import skip_frozen_vision
@@ -23,6 +23,7 @@ from vlmtrain.speed.memory import first_pass, fit_to_memory
 from vlmtrain.speed.packing import PackedCollator, can_pack
 from vlmtrain.speed.trainer import Arrangement
 from vlmtrain.speed.vision_inputs import VisionInputs
+from vlmtrain.speed.window_attention import window_obstacle
 
 __all__ = ["arrange", "plans_memory"]
 
@@ -119,12 +120,26 @@ def _choose_attention(config: FitConfig, loaded: LoadedModel, say: Say) -> bool:
     if wanted == "varlen" and not gains:
         raise ConfigError("attention 'varlen': this model's vision tower attends to one picture at a time in any case")
     if wanted == "varlen" or (wanted == "auto" and gains and obstacle is None):
-        use_varlen_vision(loaded.model)
+        in_windows, windows = _choose_windows(loaded, asked=wanted == "auto")
+        use_varlen_vision(loaded.model, in_windows=in_windows)
         slow = f", sequence by sequence: {obstacle}" if obstacle else ""
-        say(f"vision attention: variable-length, all pictures in one call{slow}")
+        say(f"vision attention: variable-length, all pictures in one call{slow}{windows}")
     elif gains:
         say(f"vision attention: transformers' own loop ({'asked for' if wanted == 'loop' else obstacle})")
     return obstacle is None
+
+
+def _choose_windows(loaded: LoadedModel, *, asked: bool) -> tuple[bool, str]:
+    """Whether blocks that attend within windows get kernels of their own, and what to say of it."""
+    tokens = window_tokens(loaded.model)
+    if not asked or not tokens:
+        return False, ""
+    vision = loaded.model.config.vision_config
+    device = next(loaded.model.parameters()).device
+    obstacle = window_obstacle(device, loaded.dtype, tokens, vision.hidden_size // vision.num_heads)
+    if obstacle:
+        return False, f"; within windows too: {obstacle}"
+    return True, f"; within windows of {tokens} patches by kernels that rotate and attend in one"
 
 
 def _choose_compilation(

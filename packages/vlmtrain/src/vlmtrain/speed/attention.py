@@ -32,6 +32,7 @@ __all__ = [
     "use_varlen_vision",
     "varlen_attention",
     "vision_gains",
+    "window_tokens",
 ]
 
 # transformers passes sequence boundaries to implementations that have "flash" in their name.
@@ -229,11 +230,12 @@ def vision_gains(model: Any) -> bool:
     return _tower_type(model).startswith(_TOWERS_WITH_BOUNDARIES + _TOWERS_WITH_MASK)
 
 
-def use_varlen_vision(model: Any) -> None:
+def use_varlen_vision(model: Any, *, in_windows: bool = False) -> None:
     """Switches the vision tower of a model, possibly under adapters, to variable-length attention.
 
     Args:
         model: A transformers or peft model of a family for which `vision_gains`.
+        in_windows: Whether a Qwen tower gives short sequences to the kernels for windows.
 
     Raises:
         ValueError: The tower is of another family.
@@ -244,7 +246,7 @@ def use_varlen_vision(model: Any) -> None:
     base = base_of(model)
     base.set_attn_implementation({"vision_config": IMPLEMENTATION})
     if _tower_type(model).startswith(_TOWERS_WITH_BOUNDARIES):
-        attend_in_place(model, varlen_attention)
+        attend_in_place(model, varlen_attention, in_windows=in_windows)
     else:
         [tower] = [module for module in base.modules() if type(module).__name__ == "PixtralVisionModel"]
         tower.register_forward_pre_hook(_add_image_boundaries, with_kwargs=True)
@@ -288,6 +290,13 @@ def packed_language_attention(model: Any, positions: torch.Tensor) -> Iterator[N
     finally:
         config._attn_implementation = before
         _packed.boundaries = None
+
+
+def window_tokens(model: Any) -> int:
+    """Patches of a window in which most blocks of the vision tower attend; 0 where there are no windows."""
+    vision: Any = getattr(base_of(model).config, "vision_config", None)
+    window_px: int | None = getattr(vision, "window_size", None)
+    return (window_px // vision.patch_size) ** 2 if window_px else 0
 
 
 def _tower_type(model: Any) -> str:

@@ -20,7 +20,8 @@ class SpeedConfig:
 
     attention: Attention = "auto"
     """Attention of the vision tower. varlen: all pictures or windows in one call. loop: transformers' own way.
-    auto: varlen where the family has a use for it and the device has the kernel."""
+    auto: varlen where the family has a use for it and the device has the kernel, and kernels for windows where most
+    blocks attend within windows."""
     batching: Batching = "auto"
     """Arrangement of rows. plain: in random order, padded to the longest. length: rows of like length together.
     packed: one after the other without padding, for the Qwen families. auto: packed where it is possible on a GPU,

@@ -1,0 +1,78 @@
+"""Programs timed by turns: their steps do not overlap, and what is said to be alone was."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+_STEPPER = """
+import json, sys, time
+out, steps = sys.argv[1], int(sys.argv[2])
+for _ in range(steps):
+    began = time.monotonic()
+    while time.monotonic() - began < 0.03:
+        last = time.monotonic()
+    with open(out, "a") as file:
+        file.write(json.dumps([began, last]) + "\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def turns() -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / "turns.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def count_lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_steps_done_alone_overlap_with_no_other_program(turns: ModuleType, tmp_path: Path) -> None:
+    outs = [tmp_path / name for name in ("a", "b")]
+    programs = [
+        turns.Program(
+            name=out.name,
+            command=[sys.executable, "-c", _STEPPER, str(out), "24"],
+            log=tmp_path / f"{out.name}.log",
+            count_steps=functools.partial(count_lines, out),
+            steps=24,
+        )
+        for out in outs
+    ]
+    turns.take_turns(programs, warm_steps=4, steps_a_turn=5, limit_s=60)
+
+    steps = [[json.loads(line) for line in out.read_text().splitlines()] for out in outs]
+    assert [len(some) for some in steps] == [24, 24]
+    for mine, others, program in zip(steps, steps[::-1], programs, strict=True):
+        assert len(program.alone) >= 10
+        for number in program.alone:
+            began, ended = mine[number]
+            # another's step that began before and ended after stood still in between
+            assert not any(began < start < ended or began < end < ended for start, end in others)
+
+
+def test_a_program_that_fails_does_not_hold_up_the_others(turns: ModuleType, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    common = {"log": tmp_path / "log", "steps": 8}
+    good = turns.Program(
+        name="good",
+        command=[sys.executable, "-c", _STEPPER, str(out), "8"],
+        count_steps=functools.partial(count_lines, out),
+        **common,
+    )
+    bad = turns.Program(name="bad", command=[sys.executable, "-c", "raise SystemExit(3)"], count_steps=int, **common)
+    turns.take_turns([bad, good], warm_steps=2, steps_a_turn=3, limit_s=60)
+    assert count_lines(out) == 8
+    assert bad.process.returncode == 3

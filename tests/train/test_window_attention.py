@@ -1,0 +1,51 @@
+"""Kernels for attention within windows, run by Triton's interpreter on a CPU, against plain attention."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vlmtrain.speed.window_attention import LONGEST_WINDOW, window_obstacle
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    pytest.importorskip("triton")
+    from vlmtrain.tiny import make_tiny
+
+    folder = tmp_path_factory.mktemp("windows")
+    make_tiny("qwen2.5-vl", folder / "model", hidden_size=64, layers=1, vision_hidden_size=64, vision_layers=3)
+    command = [sys.executable, Path(__file__).parent / "window_session.py", folder / "model", folder / "report.json"]
+    done = subprocess.run([str(each) for each in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return result
+
+
+def test_outputs_and_gradients_are_those_of_plain_attention(report: dict[str, Any]) -> None:
+    for differences in report["plain"]:
+        assert 0 < differences["output"] < 1e-6
+        assert 0 < differences["gradient"] < 1e-6
+
+
+def test_a_tower_has_the_outputs_and_gradients_of_transformers(report: dict[str, Any]) -> None:
+    tower = report["tower"]
+    assert tower["calls"] == tower["blocks in windows"] > 0
+    assert tower["longest"] == tower["said to be longest"] == LONGEST_WINDOW
+    assert len(tower["differences"]) > 20
+    for name, difference in tower["differences"].items():
+        assert difference < 1e-5, name
+
+
+def test_the_operator_keeps_what_torch_asks_of_one(report: dict[str, Any]) -> None:
+    assert set(report["operator"].values()) == {"SUCCESS"}
+
+
+def test_what_the_kernels_cannot_do_is_said() -> None:
+    assert "no GPU" in str(window_obstacle(torch.device("cpu"), torch.bfloat16, 64, 80))
