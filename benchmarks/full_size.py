@@ -28,7 +28,8 @@ def make_full_size(shape: str, folder: Path) -> Path:
 
     sizes = SHAPES[shape]
     tiny = folder.parent / f"{sizes['family']}-tiny"
-    subprocess.run([sys.executable, "-m", "vlmtrain", "tiny", sizes["family"], str(tiny)], check=True)
+    if not (tiny / "config.json").exists():
+        subprocess.run([sys.executable, "-m", "vlmtrain", "tiny", sizes["family"], str(tiny)], check=True)
     config = AutoConfig.for_model(**config_of(shape, tiny))
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):

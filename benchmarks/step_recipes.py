@@ -16,7 +16,7 @@ from typing import Any
 
 from turns import Program
 
-__all__ = ["WARM_STEPS", "Run", "counted", "measure_held_out", "median_seconds"]
+__all__ = ["WARM_STEPS", "Run", "counted", "measure", "measure_held_out", "median_seconds", "read_config"]
 
 WARM_STEPS = 10
 """Steps that are not timed: what compiles does so in them."""
@@ -102,14 +102,14 @@ def prepare_vlmtrain(run: Run) -> Prepared:
         steps = [line for line in lines if "loss" in line]
         return {"steps": steps, "peak_memory_gb": max(step["peak_memory_gb"] for step in steps)}
 
-    return [*command, *run.extra], functools.partial(count_lines, metrics, r'\{.*"loss":'), read
+    return [*command, *run.extra], functools.partial(count_lines, metrics, '"loss":'), read
 
 
 def prepare_notebook(run: Run, *, batch_size: int = 0, passes: int = 1, four_bit: bool = False) -> Prepared:
     """The notebooks' script on the rows in the order in which `vlmtrain fit` takes them."""
     options, out = run.options, run.out
     order = Path(f"{out}-order.json")
-    order.write_text(json.dumps(order_of(run.data, options.batch_size)), encoding="utf-8")
+    order.write_text(json.dumps(order_of(run.model, run.data, options.batch_size)), encoding="utf-8")
     command: list[Any] = [Path(__file__).parent / "notebook_recipe.py", "--model", run.model, "--data", run.data]
     command += ["--out", f"{out}.json", "--max-steps", options.steps, "--order", order]
     command += ["--batch-size", batch_size or options.batch_size, "--grad-accum", passes]
@@ -126,7 +126,7 @@ def prepare_notebook(run: Run, *, batch_size: int = 0, passes: int = 1, four_bit
         result: dict[str, Any] = json.loads(Path(f"{out}.json").read_text(encoding="utf-8"))
         return result
 
-    return command, functools.partial(count_lines, Path(f"{out}.log"), r"step \d+:"), read
+    return command, functools.partial(count_lines, Path(f"{out}.log"), r"step \d+: \{"), read
 
 
 RECIPES = {
@@ -143,7 +143,7 @@ def count_lines(path: Path, pattern: str) -> int:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return 0
-    return len(re.findall(rf"^{pattern}.*\n", text, re.MULTILINE))
+    return len(re.findall(rf"{pattern}.*\n", text))
 
 
 def read_attention(log: Path) -> list[str]:
@@ -153,23 +153,41 @@ def read_attention(log: Path) -> list[str]:
     return found + [line for line in lines if line.startswith(("vision attention:", "attention:"))][:1]
 
 
-def order_of(data: Path, batch_size: int) -> list[int]:
-    """The order of `vlmtrain fit` in its first epoch, by the seed that it has by itself."""
-    import numpy as np
-
+def measure(model: Path, data: Path) -> Any:
+    """Tokens and patches of the rows to train on; see `vlmtrain.lengths.RowLengths`."""
+    from vlmdata.families import find_family
     from vlmdata.shards import open_folder
-    from vlmtrain.speed.batches import BatchPlan
+    from vlmtrain.lengths import measure_lengths
+    from vlmtrain.processors import load_chat_format, load_processor
+    from vlmtrain.source import find_model
 
-    rows = open_folder(data).split("train").num_rows
-    plan = BatchPlan(lengths=np.ones(rows, dtype=np.int64), rows=batch_size, passes=1, seed=3407, packed=True)
+    source = find_model(str(model))
+    chat = load_chat_format(source, load_processor(source))
+    return measure_lengths(open_folder(data).split("train"), chat, find_family(read_config(model)))
+
+
+def order_of(model: Path, data: Path, batch_size: int) -> list[int]:
+    """The order of `vlmtrain fit` in its first epoch, by the seed that it has by itself."""
+    from vlmtrain.arrangement import choose_batching
+    from vlmtrain.config import FitConfig
+
+    values = {"data": data, "model": str(model), "out": "unused", "batch_size": batch_size, "grad_accum": 1}
+    config, model_type = FitConfig.from_values(values), read_config(model)["model_type"]
+    plan = choose_batching(config, measure(model, data).tokens, model_type, print, has_kernel=True)
     return [row for rows in plan.arrange(0) for row in rows]
+
+
+def read_config(model: Path) -> dict[str, Any]:
+    """The model's config.json."""
+    values: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return values
 
 
 def markers(model: Path) -> tuple[str, str]:
     """The texts with which the family's template opens a user's and an assistant's turn."""
     from vlmdata.families import find_family
 
-    family = find_family(json.loads((model / "config.json").read_text(encoding="utf-8")))
+    family = find_family(read_config(model))
     assert family is not None
     return family.instruction_part, family.response_part
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from full_size import build_set, make_full_size
 from shapes import SHAPES
-from step_recipes import WARM_STEPS, Run, counted, measure_held_out, median_seconds
+from step_recipes import WARM_STEPS, Run, counted, measure, measure_held_out, median_seconds, read_config
 from turns import take_turns
 
 
@@ -173,18 +173,9 @@ def count_work(model: Path, data: Path) -> dict[str, float]:
     Operations are twice the weights of the blocks a token forward, and once more for gradients: base weights have no
     gradients of their own; recomputation, padding, adapters, the output head and attention scores are not counted.
     """
-    from vlmdata.families import find_family
-    from vlmdata.shards import open_folder
-    from vlmtrain.lengths import measure_lengths
     from vlmtrain.model_shape import read_shape
-    from vlmtrain.processors import load_chat_format, load_processor
-    from vlmtrain.source import find_model
 
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    source = find_model(str(model))
-    chat = load_chat_format(source, load_processor(source))
-    lengths = measure_lengths(open_folder(data).split("train"), chat, find_family(config))
-    shape = read_shape(config)
+    lengths, shape = measure(model, data), read_shape(read_config(model))
     weights = {
         part: sum(layer.inputs * layer.outputs for block in shape.stack(part) for layer in block.linears)
         for part in ("language", "vision")

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from vlmdata.errors import ConfigError
 from vlmtrain.backends import Backend
 from vlmtrain.config import FitConfig
@@ -25,7 +28,7 @@ from vlmtrain.speed.trainer import Arrangement
 from vlmtrain.speed.vision_inputs import VisionInputs
 from vlmtrain.speed.window_attention import window_obstacle
 
-__all__ = ["arrange", "plans_memory"]
+__all__ = ["arrange", "choose_batching", "plans_memory"]
 
 # Padding below this share is not worth another order of rows.
 _WORTHWHILE_PADDING = 0.03
@@ -71,7 +74,8 @@ def arrange(
     frozen = skip_frozen_vision(loaded.model)
     if frozen:
         say(f"vision tower: frozen, its {len(frozen)} blocks go without a backward pass")
-    plan = _choose_batching(config, train, loaded, has_kernel, say)
+    model_type = loaded.model.config.model_type
+    plan = choose_batching(config, train.lengths.tokens, model_type, say, has_kernel=has_kernel)
     steps = config.optimizer.count_steps(plan.steps)
     blocks = _choose_compilation(config, backend, loaded, steps, say, frozen=bool(frozen))
     arrangement = Arrangement(plan=plan, frozen=frozen)
@@ -81,7 +85,7 @@ def arrange(
     if plan.packed:
         arrangement.collate = PackedCollator(arrangement.collate, loaded.model)
     vision_config = getattr(loaded.model.config, "vision_config", None)
-    if can_pack(loaded.model.config.model_type):
+    if can_pack(model_type):
         arrangement.collate = vision_inputs = VisionInputs(arrangement.collate, vision_config)
         arrangement.add_vision_inputs = vision_inputs.add
     if process_count() > 1:
@@ -97,18 +101,6 @@ def arrange(
             # blocks as they were keep more
             fit_to_memory(config, train, loaded, arrangement, say)
     return arrangement
-
-
-def _rows_and_passes(config: FitConfig) -> tuple[int, int]:
-    """Rows of a forward pass and passes of a step on one device, as asked for."""
-    rows, passes = config.optimizer.batch_size, config.optimizer.grad_accum
-    asked = config.speed.micro_batch
-    if asked is None:
-        return rows, passes
-    whole = rows * passes
-    if whole % asked:
-        raise ConfigError(f"micro_batch {asked} does not divide the global batch of {whole} rows on each device")
-    return asked, whole // asked
 
 
 def _choose_attention(config: FitConfig, loaded: LoadedModel, say: Say) -> bool:
@@ -160,31 +152,30 @@ def _choose_compilation(
     return blocks
 
 
-def _choose_batching(
-    config: FitConfig,
-    train: CheckedSplit,
-    loaded: LoadedModel,
-    has_kernel: bool,
-    say: Say,
+def choose_batching(
+    config: FitConfig, lengths: npt.NDArray[np.int64], model_type: str, say: Say, *, has_kernel: bool
 ) -> BatchPlan:
-    speed = config.speed
-    packable = can_pack(loaded.model.config.model_type)
-    if speed.batching == "packed" and not packable:
-        raise ConfigError(
-            f"batching 'packed': rows of a {loaded.model.config.model_type} model cannot be packed; use 'length'"
-        )
+    """Chooses which rows go through the model together.
 
+    Args:
+        config: The run's settings.
+        lengths: `(N,)` tokens of each row.
+        model_type: Of the model's config.
+        say: Prints a line.
+        has_kernel: Whether the device has the variable-length kernel.
+
+    Raises:
+        ConfigError: Something was asked for that this model does not have.
+    """
+    speed = config.speed
+    packable = can_pack(model_type)
+    if speed.batching == "packed" and not packable:
+        raise ConfigError(f"batching 'packed': rows of a {model_type} model cannot be packed; use 'length'")
     rows, passes = _rows_and_passes(config)
 
     def plan(**how: Any) -> BatchPlan:
-        return BatchPlan(
-            lengths=train.lengths.tokens,
-            rows=rows,
-            passes=passes,
-            processes=process_count(),
-            seed=config.optimizer.seed,
-            **how,
-        )
+        seed = config.optimizer.seed
+        return BatchPlan(lengths=lengths, rows=rows, passes=passes, processes=process_count(), seed=seed, **how)
 
     plain = plan().padding()
     choice: str = speed.batching
@@ -202,3 +193,15 @@ def _choose_batching(
     how = "one after the other" if choice == "packed" else "beside rows of like length"
     say(f"rows {how}: {chosen.padding():.1%} of the tokens are padding (in plain random order {plain:.1%})")
     return chosen
+
+
+def _rows_and_passes(config: FitConfig) -> tuple[int, int]:
+    """Rows of a forward pass and passes of a step on one device, as asked for."""
+    rows, passes = config.optimizer.batch_size, config.optimizer.grad_accum
+    asked = config.speed.micro_batch
+    if asked is None:
+        return rows, passes
+    whole = rows * passes
+    if whole % asked:
+        raise ConfigError(f"micro_batch {asked} does not divide the global batch of {whole} rows on each device")
+    return asked, whole // asked

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from vlmtrain.loaded import base_of
+from vlmtrain.speed import tile_attention
 from vlmtrain.speed.packing import row_bounds
 from vlmtrain.speed.qwen_attention import attend_in_place
 
@@ -28,6 +29,7 @@ __all__ = [
     "kernel_obstacle",
     "packed_language_attention",
     "register",
+    "takes_any_size",
     "upper_bound",
     "use_varlen_vision",
     "varlen_attention",
@@ -41,6 +43,8 @@ IMPLEMENTATION = "torch_varlen_flash"
 # By the beginning of vision_config.model_type. The first pass boundaries by themselves, the second a dense mask.
 _TOWERS_WITH_BOUNDARIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 _TOWERS_WITH_MASK = ("pixtral",)
+# All pictures have the same number of tiles, some of them padding.
+_TOWERS_WITH_TILES = ("mllama",)
 _AMPERE = (8, 0)
 
 Kernel = Callable[..., torch.Tensor]
@@ -82,7 +86,7 @@ def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _find_kernel() -> Kernel | None:
-    """Torch's kernel as `(query, key, value, boundaries, longest, scale, causal)`; its signature differs by version.
+    """Torch's kernel as `_sequence_by_sequence` takes its arguments; its own signature differs by version.
 
     Returns:
         None where this torch has none.
@@ -104,6 +108,7 @@ def _find_kernel() -> Kernel | None:
         *,
         scale: float,
         causal: bool,
+        key_bounds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         arguments: dict[str, Any] = {}
         if takes_scale:
@@ -119,7 +124,8 @@ def _find_kernel() -> Kernel | None:
             arguments["enable_gqa"] = True
         elif groups > 1:
             key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-        out: torch.Tensor = varlen_attn(query, key, value, boundaries, boundaries, longest, longest, **arguments)
+        bounds = (boundaries, boundaries if key_bounds is None else key_bounds)
+        out: torch.Tensor = varlen_attn(query, key, value, *bounds, longest, longest, **arguments)
         return out
 
     return attend
@@ -137,9 +143,12 @@ def _sequence_by_sequence(
     *,
     scale: float,
     causal: bool,
+    key_bounds: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    """Attention within sequences, which `boundaries` cut out of the queries, and of the keys unless `key_bounds` do."""
     del longest
     lengths = boundaries.diff().tolist()
+    key_lengths = lengths if key_bounds is None else key_bounds.diff().tolist()
     grouped = query.shape[1] != key.shape[1]
     parts = [
         torch.nn.functional.scaled_dot_product_attention(
@@ -150,9 +159,15 @@ def _sequence_by_sequence(
             is_causal=causal,
             enable_gqa=grouped,
         )[0].transpose(0, 1)
-        for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
+        for q, k, v in zip(query.split(lengths), key.split(key_lengths), value.split(key_lengths), strict=True)
     ]
     return torch.cat(parts)
+
+
+def _attend(query: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+    """With the kernel where the device has it; see `_sequence_by_sequence`."""
+    attend = _kernel if _kernel is not None and _has_kernel(query.device, query.dtype) else _sequence_by_sequence
+    return attend(query, *arguments, **options)
 
 
 def varlen_attention(
@@ -198,8 +213,7 @@ def varlen_attention(
     elif max_length_q is None:
         max_length_q = int(cu_seq_lens_q.diff().max())
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    attend = _kernel if _kernel is not None and _has_kernel(query.device, query.dtype) else _sequence_by_sequence
-    out = attend(
+    out = _attend(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
@@ -222,11 +236,17 @@ def register() -> None:
     from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
     AttentionInterface.register(IMPLEMENTATION, varlen_attention)
+    AttentionInterface.register(tile_attention.IMPLEMENTATION, tile_attention.make_tile_attention(_attend))
     AttentionMaskInterface.register(IMPLEMENTATION, flash_attention_mask)
 
 
 def vision_gains(model: Any) -> bool:
-    """Whether the model's vision tower attends within pictures or windows of several in one row."""
+    """Whether the model's vision tower attends within pictures or windows of several in one row, or has a mask."""
+    return takes_any_size(model) or _tower_type(model).startswith(_TOWERS_WITH_TILES)
+
+
+def takes_any_size(model: Any) -> bool:
+    """Whether pictures of any size go through the model's vision tower, in one row."""
     return _tower_type(model).startswith(_TOWERS_WITH_BOUNDARIES + _TOWERS_WITH_MASK)
 
 
@@ -244,6 +264,11 @@ def use_varlen_vision(model: Any, *, in_windows: bool = False) -> None:
         raise ValueError(f"the vision tower of type {_tower_type(model)!r} has no use for variable-length attention")
     register()
     base = base_of(model)
+    if _tower_type(model).startswith(_TOWERS_WITH_TILES):
+        base.set_attn_implementation({"vision_config": tile_attention.IMPLEMENTATION})
+        [tower] = [module for module in base.modules() if type(module).__name__ == "MllamaVisionModel"]
+        tower.register_forward_pre_hook(tile_attention.note_tiles, with_kwargs=True)
+        return
     base.set_attn_implementation({"vision_config": IMPLEMENTATION})
     if _tower_type(model).startswith(_TOWERS_WITH_BOUNDARIES):
         attend_in_place(model, varlen_attention, in_windows=in_windows)

@@ -22,7 +22,7 @@ import torch
 from vlmtrain.layers import vision_stacks
 from vlmtrain.loaded import base_of
 from vlmtrain.processes import gather
-from vlmtrain.speed.attention import vision_gains
+from vlmtrain.speed.attention import takes_any_size
 
 __all__ = ["CompiledBlocks", "compile_vision_blocks", "keep_if_faster"]
 
@@ -58,7 +58,7 @@ def compile_vision_blocks(
     """
     # Where pictures differ in size, sizes are symbols from the start: a graph for each would take minutes. Towers that
     # take one size get graphs of that size; torch makes the batch a symbol when it changes.
-    dynamic = True if vision_gains(model) else None
+    dynamic = True if takes_any_size(model) else None
     options = _INDUCTOR_OPTIONS if backend == "inductor" else None
     compile_kind = functools.partial(torch.compile, dynamic=dynamic, fullgraph=True, backend=backend, options=options)
     kinds: dict[type, list[Any]] = {}

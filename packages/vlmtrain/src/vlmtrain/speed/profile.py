@@ -9,7 +9,8 @@ from transformers import TrainerCallback
 
 __all__ = ["StepProfile"]
 
-_KERNELS_SHOWN = 20
+_KERNELS_SHOWN = 40
+_NAME_WIDTH = 120
 
 
 class StepProfile(TrainerCallback):  # type: ignore[misc]  # transformers' class is untyped here
@@ -65,8 +66,8 @@ def _describe(events: Any, steps: int) -> str:
     busy = sum(event.self_device_time_total for event in kernels) / 1e3 / steps
     launches = sum(event.count for event in kernels) / steps
     lines = [f"a step: GPU busy {busy:.1f} ms, {launches:.0f} kernels launched", ""]
-    lines += [f"{'kernel':90} {'ms a step':>10} {'launches':>9}"]
+    lines += [f"{'kernel':{_NAME_WIDTH}} {'ms a step':>10} {'launches':>9}"]
     for event in sorted(kernels, key=lambda event: -event.self_device_time_total)[:_KERNELS_SHOWN]:
         spent = event.self_device_time_total / 1e3 / steps
-        lines.append(f"{event.key[:90]:90} {spent:10.2f} {event.count / steps:9.0f}")
+        lines.append(f"{event.key[:_NAME_WIDTH]:{_NAME_WIDTH}} {spent:10.2f} {event.count / steps:9.0f}")
     return "\n".join(lines) + "\n"
