@@ -43,14 +43,12 @@ class TileLayout:
         """From the tiles that pictures have.
 
         Args:
-            tiles: For each picture and tile 1, or 0 where it is padding.
+            tiles: For each picture and tile 1, or 0 where it is padding; the first is never 0.
             tile_tokens: Tokens of a tile.
             patches: Those of them that are no padding, its first.
             device: Where to.
         """
         kept = torch.tensor(tiles, dtype=torch.bool)
-        # a picture that only fills up a row's places is seen by nobody; without a token it would have no keys
-        kept |= ~kept.any(dim=1, keepdim=True)
         real = (kept[:, :, None] & (torch.arange(tile_tokens) < patches)).flatten(1)
         order = torch.cat([real.flatten().nonzero().flatten(), (~real).flatten().nonzero().flatten()])
         counts = real.sum(dim=1)
