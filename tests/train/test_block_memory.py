@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from vlmtrain.loaded import LoadedModel, base_of
 from vlmtrain.model_shape import read_shape
 from vlmtrain.processors import load_chat_format, load_processor
 from vlmtrain.source import find_model
-from vlmtrain.speed import attention
+from vlmtrain.speed import attention, window_attention
+from vlmtrain.speed.vision_inputs import VisionInputs
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -27,6 +29,11 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 def attend(query: Any, key: Any, value: Any, boundaries: Any, *_: Any, **__: Any) -> tuple[Any, ...]:
     """Stands in for torch's variable-length kernel, which a CPU has not; what comes out is not looked at."""
     return torch.zeros_like(query).contiguous(), torch.zeros(query.shape[1], len(query)), torch.zeros(2)
+
+
+def attend_in_windows(states: Any, *_: Any) -> Any:
+    """Stands in for the kernels for windows."""
+    return torch.zeros_like(states[:, 0]).contiguous()
 
 
 def load(family: str, folder: Path) -> tuple[LoadedModel, dict[str, Any]]:
@@ -100,19 +107,29 @@ def kept_numbers(forward: Callable[..., Any], block: Any, call: Call, width: int
 
 
 @pytest.mark.parametrize(
-    "family", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "gemma3", "pixtral", "llava-1.5", "llama3.2-vision"]
+    ("family", "in_windows"),
+    [
+        *(("qwen2-vl", False), ("qwen2.5-vl", False), ("qwen2.5-vl", True), ("qwen3-vl", False), ("gemma3", False)),
+        *(("pixtral", False), ("llava-1.5", False), ("llama3.2-vision", False)),
+    ],
 )
 def test_a_compiled_block_keeps_what_the_partitioner_keeps(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, in_windows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, batch = load(family, tmp_path)
-    if attention.vision_gains(loaded.model):
+    if attention.takes_any_size(loaded.model):
         varlen._varlen_attn.register_kernel("cpu")(attend)
+        window_attention._forward.register_kernel("cpu")(attend_in_windows)
         monkeypatch.setattr(attention, "kernel_obstacle", lambda device, dtype: None)
-        attention.use_varlen_vision(loaded.model)
+        attention.use_varlen_vision(loaded.model, in_windows=in_windows)
+        vision_config = loaded.model.config.vision_config
+        batch = VisionInputs(lambda _: batch, vision_config)([]) if "image_grid_thw" in batch else batch
     firsts = [stack[0] for stack in vision_stacks(base_of(loaded.model))]
     calls = catch_calls(loaded.model, firsts, batch)
     shapes = read_shape(loaded.source.config).stack("vision")
+    if family == "qwen2.5-vl":
+        assert [shape.in_windows for shape in shapes] == [True, False]
+        shapes = [dataclasses.replace(shape, in_windows=in_windows) for shape in shapes]
     targets = {linear.name for shape in shapes for linear in shape.linears}
     torch._dynamo.reset()
     for block, call, shape in zip(firsts, calls, (shapes[0], shapes[-1]), strict=False):
@@ -120,6 +137,7 @@ def test_a_compiled_block_keeps_what_the_partitioner_keeps(
         compiled = torch.compile(plain, dynamic=True, fullgraph=True, backend="aot_eager_decomp_partition")
         kept = kept_numbers(compiled, block, call, shape.width)
         assert kept == block_bytes(shape, 1, targets=targets, fused=False, compiled=True) / 2
-        # without adapters of its own, Unsloth's way casts nothing: a copy of what attention gives less
-        assert kept == block_bytes(shape, 1, targets=targets, fused=True, compiled=True) / 2 + shape.width
+        # without adapters of its own, Unsloth's way casts nothing: a copy of what attention gives less, if that is kept
+        copied = 0 if shape.in_windows else shape.width
+        assert kept == block_bytes(shape, 1, targets=targets, fused=True, compiled=True) / 2 + copied
         assert kept <= kept_numbers(plain, block, call, shape.width)

@@ -6,7 +6,8 @@ in Large Transformer Models" (arXiv 2205.05198), whose layers are all trained, s
 
     norms        h each; 2 h where autocast computes it in 32 bit (LayerNorm, and every norm that is not compiled)
     adapters     h for those of the attention, h for those of the MLP; in eager PEFT each casts a copy of its own
-    attention    q + k + v after rotation, and its output q; a fused `qkv` is held whole by its view of the values
+    attention    q + k + v after rotation, and its output q; a fused `qkv` is held whole by its view of the values, and
+                 is all that the kernels for windows keep
     MLP          what gate and up give (2 m; 1 m without a gate), the activation (m; eager and gated), the product (m)
 
 A block that torch.compile takes whole is cut into forward and backward pass by its min-cut partitioner, which computes
@@ -43,9 +44,11 @@ def block_bytes(
     if attention:
         numbers += _projection_numbers(block, attention, targets, fused=fused, compiled=compiled, pictures=pictures)
         output = _output_last(attention)[-1]
-        numbers += output.inputs
-        # peft casts what an adapter is given to 32 bit, and autocast back: a copy, compiled or not
-        numbers += output.inputs if output.name in targets and not fused else 0
+        adapted = output.name in targets
+        # What attention gives is kept for its own sake, but by the kernels for windows, and for an adapter: peft casts
+        # that to 32 bit, and autocast back, a copy, compiled or not.
+        copies = adapted if block.in_windows else 1 + (adapted and not fused)
+        numbers += copies * output.inputs
     if mlp:
         numbers += _mlp_numbers(mlp, targets, shared=fused or compiled)
     return int(numbers * positions * _HALF)
@@ -68,6 +71,8 @@ def _projection_numbers(
 ) -> float:
     projections = _output_last(layers)[:-1]
     numbers = _input_numbers(projections, targets, shared=fused or compiled)
+    if len(projections) == 1 and block.in_windows:
+        return numbers + projections[0].outputs
     if len(projections) == 1:
         # One layer gives queries, keys and values, a third each: rotation makes new queries and keys, the values hold
         # the whole. That is five thirds; peaks measured with blocks that were not compiled fit six.

@@ -60,6 +60,8 @@ class Block:
     """In the model's order."""
     parameters: int
     """All of its parameters."""
+    in_windows: bool = False
+    """Whether it attends within windows short enough for the kernels that rotate and attend in one."""
 
     @property
     def width(self) -> int:
@@ -136,6 +138,7 @@ def read_shape(config: dict[str, Any]) -> ModelShape:
         parameters[part_of(name)] = parameters.get(part_of(name), 0) + parameter.numel()
         if numbered := _BLOCK.match(name):
             of_blocks[numbered[1]] = of_blocks.get(numbered[1], 0) + parameter.numel()
+    windowed = _blocks_in_windows(model.config.vision_config)
     blocks = tuple(
         Block(
             name=name,
@@ -143,6 +146,7 @@ def read_shape(config: dict[str, Any]) -> ModelShape:
             linears=tuple(entry["linears"]),
             norms=tuple(entry["norms"]),
             parameters=of_blocks.get(name, 0),
+            in_windows=part_of(name) == "vision" and int(name.rpartition(".")[2]) in windowed,
         )
         for name, entry in found.items()
         if entry["linears"]
@@ -160,6 +164,15 @@ def read_shape(config: dict[str, Any]) -> ModelShape:
         hidden=int(text.hidden_size),
         merge=_merge(model.config),
     )
+
+
+def _blocks_in_windows(vision: Any) -> set[int]:
+    """Numbers of a tower's blocks that attend within windows; none where its windows are too long for the kernels."""
+    from vlmtrain.speed.window_attention import LONGEST_WINDOW
+
+    if not getattr(vision, "window_size", None) or (vision.window_size // vision.patch_size) ** 2 > LONGEST_WINDOW:
+        return set()
+    return set(range(vision.depth)) - set(vision.fullatt_block_indexes)
 
 
 def _make_on_meta(config: dict[str, Any]) -> Any:
