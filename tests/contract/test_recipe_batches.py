@@ -79,7 +79,10 @@ def test_the_script_trains_on_the_same_rows(family: str, data: Path, tmp_path: P
 
 def test_the_script_leaves_out_two_tokens_of_llava(data: Path, tmp_path: Path) -> None:
     theirs, ours = collate_both("llava-1.5", data, tmp_path)
-    # the one that begins a text and the one that ends it
-    assert rows_of(theirs, "input_ids") == [row[1:-1] for row in rows_of(ours, "input_ids")]
-    assert rows_of(theirs, "labels") == [row[1:-1] for row in rows_of(ours, "labels")]
-    assert all(row[-1] >= 0 for row in rows_of(ours, "labels"))
+    # The one that begins a text, and the one that ends an answer, before the blank that the template puts last: the
+    # script trains on that blank, and not on an end.
+    assert rows_of(theirs, "input_ids") == [[*row[1:-2], row[-1]] for row in rows_of(ours, "input_ids")]
+    for their_labels, our_labels in zip(rows_of(theirs, "labels"), rows_of(ours, "labels"), strict=True):
+        assert their_labels[:-1] == our_labels[1:-2]
+        assert their_labels[-1] >= 0
+        assert our_labels[-2] >= 0 > our_labels[-1]
