@@ -16,10 +16,8 @@ from typing import Any
 
 from turns import Program
 
-__all__ = ["WARM_STEPS", "Run", "counted", "measure", "measure_held_out", "median_seconds", "read_config"]
+__all__ = ["Run", "counted", "measure", "measure_held_out", "median_seconds", "read_config"]
 
-WARM_STEPS = 10
-"""Steps that are not timed: what compiles does so in them."""
 _WARMUP_STEPS = 5
 _PROFILED_STEPS = range(14, 21)
 """Those that `--profile-steps` slows down, and the one after."""

@@ -27,7 +27,7 @@ from typing import Any
 
 from full_size import build_set, make_full_size
 from shapes import SHAPES
-from step_recipes import WARM_STEPS, Run, counted, measure, measure_held_out, median_seconds, read_config
+from step_recipes import Run, counted, measure, measure_held_out, median_seconds, read_config
 from turns import take_turns
 
 
@@ -36,15 +36,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--shapes", nargs="+", default=["qwen2.5-vl-3b"], choices=list(SHAPES))
     parser.add_argument("--sizes", nargs="+", default=["512x384", "1000x750"])
-    helps = 'notebook, guide, vlmtrain, or vlmtrain with options, as in "vlmtrain --profile-steps 2"'
+    helps = """notebook, guide, vlmtrain, or vlmtrain with options, as in "vlmtrain --profile-steps 2"; NAME@SIZE is run
+    at that size alone"""
     parser.add_argument("--recipes", nargs="+", default=["notebook", "vlmtrain"], help=helps)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--warm-steps", type=int, default=10, help="steps that are not timed: what compiles does so")
     parser.add_argument("--steps-a-turn", type=int, default=5)
     helps = "cases (a shape at a size) that are ready at once; one for each GPU when unset. More need the memory for it"
     parser.add_argument("--at-once", type=int, help=helps)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--load-in", default="16bit")
     parser.add_argument("--gpu-memory-gb", type=float, help="most that each run may take")
+    parser.add_argument("--ready-limit", type=float, default=600, help="seconds that a run may take to get warm")
     parser.add_argument("--limit", type=float, default=900, help="seconds that the cases run at once may take")
     parser.add_argument("--workers", type=int, default=8, help="processes that prepare rows for vlmtrain")
     parser.add_argument("--held-out", type=int, default=0, help="rows on which the trained adapters are compared")
@@ -92,11 +95,19 @@ def run_cases(
     runs: list[tuple[tuple[str, str], Run]] = []
     for (shape, size), gpu in cases.items():
         data = build_data(size, options)
-        for recipe in options.recipes:
+        for recipe, _, only in (each.partition("@") for each in options.recipes):
+            if only not in ("", size):
+                continue
             slug = f"{shape}-{size}-{options.load_in}-{''.join(recipe.split()).replace('--', '-')}"
             runs.append(((shape, size), Run(recipe, models[shape], data, options.work / slug, options, gpu=gpu)))
     programs = [run.program for _, run in runs]
-    take_turns(programs, warm_steps=WARM_STEPS, steps_a_turn=options.steps_a_turn, limit_s=options.limit)
+    take_turns(
+        programs,
+        warm_steps=options.warm_steps,
+        steps_a_turn=options.steps_a_turn,
+        ready_limit_s=options.ready_limit,
+        limit_s=options.limit,
+    )
     results = []
     for (shape, size), run in runs:
         try:

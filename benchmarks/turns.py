@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,13 @@ class Program:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
+    def kill(self) -> None:
+        """Ends it, unless it has ended."""
+        if self.process is not None and not self.has_ended:
+            print(f"{self.name}: killed after {self.count_steps()} steps", flush=True)
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+
     @property
     def has_ended(self) -> bool:
         """Whether it has ended, well or not."""
@@ -68,20 +76,26 @@ class Program:
         return not self.has_ended and self.count_steps() < self.steps
 
 
-def take_turns(programs: Sequence[Program], *, warm_steps: int, steps_a_turn: int, limit_s: float) -> None:
+def take_turns(
+    programs: Sequence[Program], *, warm_steps: int, steps_a_turn: int, ready_limit_s: float, limit_s: float
+) -> None:
     """Runs programs to their ends; notes in `alone` which of their steps can be compared.
 
     Args:
         programs: What to run; one that fails leaves the others to go on.
         warm_steps: Steps that each does beside the others.
         steps_a_turn: Steps that each does alone before the next one's turn. The first of them had begun before.
+        ready_limit_s: Seconds after which a program that is still warming up is killed, and the others take turns.
         limit_s: Seconds after which whatever still runs is killed.
     """
-    ends = time.monotonic() + limit_s
+    began = time.monotonic()
+    ends = began + limit_s
+    # asked to end, it ends what it has started: programs that stand still would keep the GPU's memory
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         for program in programs:
             program.start()
-        _get_ready(programs, warm_steps, ends)
+        _get_ready(programs, warm_steps, min(ends, began + ready_limit_s))
         while time.monotonic() < ends and (going := [program for program in programs if program.is_going]):
             for program in going:
                 _take_one_turn(program, steps_a_turn, ends)
@@ -94,14 +108,12 @@ def take_turns(programs: Sequence[Program], *, warm_steps: int, steps_a_turn: in
         print(f"not done within {limit_s:.0f} s", flush=True)
     finally:
         for program in programs:
-            if program.process is not None and not program.has_ended:
-                print(f"{program.name}: killed after {program.count_steps()} steps", flush=True)
-                program.signal(signal.SIGKILL)
-                program.process.wait()
+            program.kill()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _get_ready(programs: Sequence[Program], warm_steps: int, ends: float) -> None:
-    """Lets programs go side by side until each stands still after its warm-up."""
+    """Lets programs go side by side until each stands still after its warm-up, or is killed."""
     waiting = list(programs)
     while waiting and time.monotonic() < ends:
         for program in list(waiting):
@@ -110,6 +122,8 @@ def _get_ready(programs: Sequence[Program], warm_steps: int, ends: float) -> Non
                 waiting.remove(program)
                 print(f"{program.name}: {'ended' if program.has_ended else 'ready'}", flush=True)
         time.sleep(_LOOK_S)
+    for program in waiting:
+        program.kill()
 
 
 def _take_one_turn(program: Program, steps: int, ends: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -51,7 +52,7 @@ def test_steps_done_alone_overlap_with_no_other_program(turns: ModuleType, tmp_p
         )
         for out in outs
     ]
-    turns.take_turns(programs, warm_steps=4, steps_a_turn=5, limit_s=60)
+    turns.take_turns(programs, warm_steps=4, steps_a_turn=5, ready_limit_s=60, limit_s=60)
 
     steps = [[json.loads(line) for line in out.read_text().splitlines()] for out in outs]
     assert [len(some) for some in steps] == [24, 24]
@@ -73,6 +74,20 @@ def test_a_program_that_fails_does_not_hold_up_the_others(turns: ModuleType, tmp
         **common,
     )
     bad = turns.Program(name="bad", command=[sys.executable, "-c", "raise SystemExit(3)"], count_steps=int, **common)
-    turns.take_turns([bad, good], warm_steps=2, steps_a_turn=3, limit_s=60)
+    turns.take_turns([bad, good], warm_steps=2, steps_a_turn=3, ready_limit_s=60, limit_s=60)
     assert count_lines(out) == 8
     assert bad.process.returncode == 3
+
+
+def test_a_program_that_does_not_get_ready_is_killed(turns: ModuleType, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    common = {"log": tmp_path / "log", "steps": 20}
+    stepper = [sys.executable, "-c", _STEPPER, str(out), "20"]
+    good = turns.Program(name="good", command=stepper, count_steps=functools.partial(count_lines, out), **common)
+    idle = turns.Program(
+        name="idle", command=[sys.executable, "-c", "import time; time.sleep(600)"], count_steps=int, **common
+    )
+    turns.take_turns([idle, good], warm_steps=2, steps_a_turn=6, ready_limit_s=3, limit_s=60)
+    assert idle.process.returncode == -signal.SIGKILL
+    assert count_lines(out) == 20
+    assert len(good.alone) >= 12
