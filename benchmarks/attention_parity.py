@@ -59,7 +59,7 @@ def compare_ways(heads: int, channels: int, lengths: list[int]) -> Iterator[tupl
     cos, sin = (torch.cat([turned, turned], dim=-1) for turned in (angles.cos(), angles.sin()))
 
     def run(way: Way, dtype: torch.dtype) -> list[torch.Tensor]:
-        qkv = states.to(dtype).requires_grad_()
+        qkv = states.clone().to(dtype).requires_grad_()
         out = way(qkv, cos, sin, bounds, max(lengths))
         out.backward(weight.to(dtype))
         return [out.detach().float(), *qkv.grad.float().unbind(1)]

@@ -30,7 +30,8 @@ def test_shapes_are_not_left_to_a_timing(monkeypatch: pytest.MonkeyPatch, tiny: 
     monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(options) or function)
     model = AutoModelForImageTextToText.from_pretrained(tiny("qwen2.5-vl"))
     compile_vision_blocks(model, print, make_traceable=untouched)
-    assert [each["options"] for each in asked] == [{"shape_padding": False}]
+    assert [each["options"] for each in asked] == [{"shape_padding": True, "force_shape_pad": True}]
+    assert asked[0]["options"].keys() <= torch._inductor.config.get_config_copy().keys()
 
 
 def untouched(classes: Any) -> Any:
