@@ -111,7 +111,9 @@ def _backward(
         _store_half(d_qkv, rows, columns, mask, 3 * width, value + half * HALF, d_v)
     d_scores = weights * (d_weights - tl.sum(weights * d_weights, 1)[:, None])
     d_scores = (d_scores * scale).to(kind)
-    # turned back by the angle by which they were turned
+    # Turned back by the angle by which they were turned, read once more: kept, it would push others out of registers.
+    c = _load_half(cos, rows, columns, mask, 2 * HALF, 0).to(tl.float32)
+    s = _load_half(sin, rows, columns, mask, 2 * HALF, 0).to(tl.float32)
     d_q1, d_q2 = _rotate(tl.dot(d_scores, k1), tl.dot(d_scores, k2), c, -s, tl.float32)
     _store_half(d_qkv, rows, columns, mask, 3 * width, query, d_q1)
     _store_half(d_qkv, rows, columns, mask, 3 * width, query + HALF, d_q2)
