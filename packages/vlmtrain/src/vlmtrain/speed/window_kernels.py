@@ -39,19 +39,16 @@ def _rotate(first, second, cos, sin, kind: tl.constexpr):
 
 
 @triton.jit
-def _score(q1, q2, k1, k2, tokens, length, scale):
-    """Probabilities of a whole sequence, `(T, T)` float32."""
-    scores = (tl.dot(q1, tl.trans(k1)) + tl.dot(q2, tl.trans(k2))) * scale
-    scores = tl.where(tokens[None, :] < length, scores, float("-inf"))
-    weights = tl.exp(scores - tl.max(scores, 1)[:, None])
-    return weights / tl.sum(weights, 1)[:, None]
-
-
-@triton.jit
-def _forward(
-    qkv, cos, sin, boundaries, out, scale,
+def _weigh(
+    qkv, cos, sin, boundaries, scale,
     HEADS: tl.constexpr, HALF: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """What both ways begin with: where the program's head and sequence are, its queries and keys, and the weights.
+
+    Returns:
+        Rows and columns of the sequence, which of them there are, the first channel of the queries, queries and keys
+        by halves, rotated, and `(TOKENS, TOKENS)` float32 probabilities.
+    """
     head, sequence = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS
     start = tl.load(boundaries + sequence).to(tl.int64)
     length = tl.load(boundaries + sequence + 1).to(tl.int64) - start
@@ -59,7 +56,7 @@ def _forward(
     rows, mask = start + tokens, (tokens < length)[:, None] & (columns < HALF)[None, :]
     width: tl.constexpr = HEADS * 2 * HALF
     query = head * 2 * HALF
-    key, value = query + width, query + 2 * width
+    key = query + width
     kind: tl.constexpr = qkv.dtype.element_ty
 
     c = _load_half(cos, rows, columns, mask, 2 * HALF, 0).to(tl.float32)
@@ -70,9 +67,24 @@ def _forward(
     k2 = _load_half(qkv, rows, columns, mask, 3 * width, key + HALF)
     q1, q2 = _rotate(q1, q2, c, s, kind)
     k1, k2 = _rotate(k1, k2, c, s, kind)
-    weights = _score(q1, q2, k1, k2, tokens, length, scale).to(kind)
+    scores = (tl.dot(q1, tl.trans(k1)) + tl.dot(q2, tl.trans(k2))) * scale
+    scores = tl.where(tokens[None, :] < length, scores, float("-inf"))
+    weights = tl.exp(scores - tl.max(scores, 1)[:, None])
+    return rows, columns, mask, query, q1, q2, k1, k2, weights / tl.sum(weights, 1)[:, None]
+
+
+@triton.jit
+def _forward(
+    qkv, cos, sin, boundaries, out, scale,
+    HEADS: tl.constexpr, HALF: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    rows, columns, mask, query, _q1, _q2, _k1, _k2, weights = _weigh(
+        qkv, cos, sin, boundaries, scale, HEADS, HALF, TOKENS, COLUMNS
+    )
+    width: tl.constexpr = HEADS * 2 * HALF
+    weights = weights.to(qkv.dtype.element_ty)
     for half in tl.static_range(2):
-        v = _load_half(qkv, rows, columns, mask, 3 * width, value + half * HALF)
+        v = _load_half(qkv, rows, columns, mask, 3 * width, query + 2 * width + half * HALF)
         _store_half(out, rows, columns, mask, width, query + half * HALF, tl.dot(weights, v))
 
 
@@ -81,26 +93,12 @@ def _backward(
     qkv, cos, sin, boundaries, d_out, d_qkv, scale,
     HEADS: tl.constexpr, HALF: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    head, sequence = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS
-    start = tl.load(boundaries + sequence).to(tl.int64)
-    length = tl.load(boundaries + sequence + 1).to(tl.int64) - start
-    tokens, columns = tl.arange(0, TOKENS), tl.arange(0, COLUMNS)
-    rows, mask = start + tokens, (tokens < length)[:, None] & (columns < HALF)[None, :]
+    rows, columns, mask, query, q1, q2, k1, k2, weights = _weigh(
+        qkv, cos, sin, boundaries, scale, HEADS, HALF, TOKENS, COLUMNS
+    )
     width: tl.constexpr = HEADS * 2 * HALF
-    query = head * 2 * HALF
     key, value = query + width, query + 2 * width
     kind: tl.constexpr = qkv.dtype.element_ty
-
-    c = _load_half(cos, rows, columns, mask, 2 * HALF, 0).to(tl.float32)
-    s = _load_half(sin, rows, columns, mask, 2 * HALF, 0).to(tl.float32)
-    q1 = _load_half(qkv, rows, columns, mask, 3 * width, query)
-    q2 = _load_half(qkv, rows, columns, mask, 3 * width, query + HALF)
-    k1 = _load_half(qkv, rows, columns, mask, 3 * width, key)
-    k2 = _load_half(qkv, rows, columns, mask, 3 * width, key + HALF)
-    q1, q2 = _rotate(q1, q2, c, s, kind)
-    k1, k2 = _rotate(k1, k2, c, s, kind)
-    weights = _score(q1, q2, k1, k2, tokens, length, scale)
-
     # rows past the end have no gradient: what is loaded for them is zero
     d_weights = tl.zeros((TOKENS, TOKENS), tl.float32)
     for half in tl.static_range(2):
