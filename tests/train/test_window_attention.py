@@ -55,3 +55,23 @@ def test_the_operator_keeps_what_torch_asks_of_one(report: dict[str, Any]) -> No
 
 def test_what_the_kernels_cannot_do_is_said() -> None:
     assert "no GPU" in str(window_obstacle(torch.device("cpu"), torch.bfloat16, 64, 80))
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("name", ["_forward", "_backward"])
+def test_the_kernels_are_made_for_gpus(name: str, capability: int) -> None:
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from vlmtrain.speed import window_kernels
+
+    kernel = getattr(window_kernels, name)
+    kinds = {"cos": "*fp32", "sin": "*fp32", "boundaries": "*i32", "scale": "fp32"}
+    sizes = {"HEADS": 16, "HALF": 40, "TOKENS": LONGEST_WINDOW, "COLUMNS": 64}
+    names = kernel.arg_names
+    signature = {each: "constexpr" if each in sizes else kinds.get(each, "*bf16") for each in names}
+    constants = {(names.index(each),): value for each, value in sizes.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+    assert len(made.asm["cubin"]) > 1000
