@@ -112,7 +112,7 @@ def _choose_attention(config: FitConfig, loaded: LoadedModel, say: Say) -> bool:
     if wanted == "varlen" and not gains:
         raise ConfigError("attention 'varlen': this model's vision tower attends to one picture at a time in any case")
     if wanted == "varlen" or (wanted == "auto" and gains and obstacle is None):
-        in_windows, windows = _choose_windows(loaded, asked=wanted == "auto")
+        in_windows, windows = _choose_windows(loaded) if wanted == "auto" else (False, "")
         use_varlen_vision(loaded.model, in_windows=in_windows)
         slow = f", sequence by sequence: {obstacle}" if obstacle else ""
         say(f"vision attention: variable-length, all pictures in one call{slow}{windows}")
@@ -121,10 +121,10 @@ def _choose_attention(config: FitConfig, loaded: LoadedModel, say: Say) -> bool:
     return obstacle is None
 
 
-def _choose_windows(loaded: LoadedModel, *, asked: bool) -> tuple[bool, str]:
+def _choose_windows(loaded: LoadedModel) -> tuple[bool, str]:
     """Whether blocks that attend within windows get kernels of their own, and what to say of it."""
     tokens = window_tokens(loaded.model)
-    if not asked or not tokens:
+    if not tokens:
         return False, ""
     vision = loaded.model.config.vision_config
     device = next(loaded.model.parameters()).device
