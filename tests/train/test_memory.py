@@ -142,3 +142,11 @@ def _keep_and_count(model: Any, batch: dict[str, Any], first_vision_layer: str) 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda each: each), torch.autocast("cpu", torch.bfloat16):
         model.train()(**inputs)
     return sum(size for size, _ in storages.values()), patches
+
+
+@pytest.mark.parametrize(("model_type", "in_windows"), [("got_ocr2", 0), ("florence2", 0), ("qwen2_5_vl", 28)])
+def test_a_window_size_of_another_family_is_none_of_ours(model_type: str, in_windows: int) -> None:
+    from transformers import AutoConfig
+
+    blocks = read_shape(AutoConfig.for_model(model_type).to_dict()).blocks
+    assert sum(block.in_windows for block in blocks) == in_windows

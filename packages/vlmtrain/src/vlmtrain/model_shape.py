@@ -167,10 +167,15 @@ def read_shape(config: dict[str, Any]) -> ModelShape:
 
 
 def _blocks_in_windows(vision: Any) -> set[int]:
-    """Numbers of a tower's blocks that attend within windows; none where its windows are too long for the kernels."""
+    """Numbers of a tower's blocks that attend within windows; none where its windows are too long for the kernels.
+
+    Other families' towers have a `window_size` too, of another meaning.
+    """
     from vlmtrain.speed.window_attention import LONGEST_WINDOW
 
-    if not getattr(vision, "window_size", None) or (vision.window_size // vision.patch_size) ** 2 > LONGEST_WINDOW:
+    if not str(vision.model_type).startswith("qwen2_5_vl"):
+        return set()
+    if (vision.window_size // vision.patch_size) ** 2 > LONGEST_WINDOW:
         return set()
     return set(range(vision.depth)) - set(vision.fullatt_block_indexes)
 
