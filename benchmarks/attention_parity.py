@@ -30,7 +30,9 @@ def rotated(attend: Way) -> Way:
     """A way of attention alone, behind the rotation that transformers does."""
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
-    def run(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, bounds: torch.Tensor, longest: int) -> Way:
+    def run(
+        qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, bounds: torch.Tensor, longest: int
+    ) -> torch.Tensor:
         query, key, value = qkv.unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, cos, sin)
         return attend(query, key, value, bounds, longest, scale=qkv.shape[-1] ** -0.5, causal=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 from shapes import SHAPES
 
-__all__ = ["build_set", "make_full_size"]
+__all__ = ["build_set", "make_full_size", "make_tiny_of"]
 
 
 def make_full_size(shape: str, folder: Path) -> Path:
@@ -26,10 +26,7 @@ def make_full_size(shape: str, folder: Path) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
-    sizes = SHAPES[shape]
-    tiny = folder.parent / f"{sizes['family']}-tiny"
-    if not (tiny / "config.json").exists():
-        subprocess.run([sys.executable, "-m", "vlmtrain", "tiny", sizes["family"], str(tiny)], check=True)
+    tiny = make_tiny_of(shape, folder.parent)
     config = AutoConfig.for_model(**config_of(shape, tiny))
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
@@ -44,6 +41,15 @@ def make_full_size(shape: str, folder: Path) -> Path:
     gc.collect()
     torch.cuda.empty_cache()
     return folder
+
+
+def make_tiny_of(shape: str, work: Path) -> Path:
+    """The tiny model of a shape's family, which has its config and processor; left as it is when it is there."""
+    family = SHAPES[shape]["family"]
+    tiny = work / f"{family}-tiny"
+    if not (tiny / "config.json").exists():
+        subprocess.run([sys.executable, "-m", "vlmtrain", "tiny", family, str(tiny)], check=True)
+    return tiny
 
 
 def config_of(shape: str, tiny: Path) -> dict[str, Any]:

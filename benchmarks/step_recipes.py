@@ -16,11 +16,11 @@ from typing import Any
 
 from turns import Program
 
-__all__ = ["Run", "counted", "measure", "measure_held_out", "median_seconds", "read_config"]
+__all__ = ["Run", "counted", "counted_numbers", "measure", "measure_held_out", "median_seconds", "read_config"]
 
 _WARMUP_STEPS = 5
-_PROFILED_STEPS = range(14, 21)
-"""Those that `--profile-steps` slows down, and the one after."""
+_FIRST_PROFILED = 14
+"""From the one before those that `--profile-steps` slows down, to three after them, steps are not counted."""
 
 Prepared = tuple[list[Any], Callable[[], int], Callable[[], dict[str, Any]]]
 """What follows `python` on the command line, how many steps are done, and what the run left."""
@@ -42,6 +42,10 @@ class Run:
         self, recipe: str, model: Path, data: Path, out: Path, options: argparse.Namespace, *, gpu: int = 0
     ) -> None:
         self.recipe, self.model, self.data, self.out, self.options = recipe, model, data, out, options
+        # what an earlier run left must not pass for this one's
+        Path(f"{out}.json").unlink(missing_ok=True)
+        for left in (out, Path(f"{out}-adapter")):
+            shutil.rmtree(left, ignore_errors=True)
         name, *self.extra = recipe.split()
         command, count_steps, self.read = RECIPES[name](self)
         self.load_in = "4bit" if name == "guide" else options.load_in
@@ -65,18 +69,19 @@ class Run:
         """What the run left: its steps, its memory, the attention that it got.
 
         Raises:
-            OSError: It did not get that far; the end of its log is printed.
+            RuntimeError: It did not get that far; the end of its log is printed.
         """
         try:
             result = self.read()
-        except OSError:
+        except (OSError, ValueError, IndexError) as error:
             print("\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]), flush=True)
-            raise
+            raise RuntimeError(f"it left nothing to compare: {error}") from error
         result |= {"recipe": self.recipe, "load_in": self.load_in, "rows": self.rows}
-        result |= {"profiled": "--profile-steps" in self.extra, "attention": read_attention(self.log)}
+        profiled = int(self.extra[self.extra.index("--profile-steps") + 1]) if "--profile-steps" in self.extra else 0
+        result |= {"profiled": profiled, "attention": read_attention(self.log)}
         result["alone"] = self.program.alone
         if not counted(result):
-            raise OSError(f"{self.out.name}: no step was done alone")
+            raise RuntimeError("no step was done alone")
         return result
 
 
@@ -90,12 +95,11 @@ def prepare_vlmtrain(run: Run) -> Prepared:
     if options.gpu_memory_gb:
         command += ["--gpu-memory-gb", options.gpu_memory_gb]
     metrics = out / "metrics.jsonl"
-    metrics.unlink(missing_ok=True)
 
     def read() -> dict[str, Any]:
         if options.held_out:
             last = sorted((out / "checkpoints").glob("checkpoint-*"))[-1]
-            shutil.copytree(last, f"{out}-adapter", dirs_exist_ok=True)
+            shutil.copytree(last, f"{out}-adapter")
         lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
         steps = [line for line in lines if "loss" in line]
         return {"steps": steps, "peak_memory_gb": max(step["peak_memory_gb"] for step in steps)}
@@ -208,10 +212,15 @@ def measure_held_out(run: Run) -> float:
     return sum(row["loss"] * row["tokens"] for row in rows) / sum(row["tokens"] for row in rows)
 
 
+def counted_numbers(result: dict[str, Any]) -> list[int]:
+    """The steps, from 0, whose time counts: done alone on the machine, and not profiled."""
+    profiled = range(_FIRST_PROFILED, _FIRST_PROFILED + 5 + result["profiled"]) if result["profiled"] else ()
+    return [number for number in result["alone"] if number not in profiled]
+
+
 def counted(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The steps whose time counts: done alone on the machine, and not profiled."""
-    profiled = _PROFILED_STEPS if result["profiled"] else ()
-    return [result["steps"][number] for number in result["alone"] if number not in profiled]
+    """The steps whose time counts."""
+    return [result["steps"][number] for number in counted_numbers(result)]
 
 
 def median_seconds(steps: list[dict[str, Any]]) -> float:

@@ -20,14 +20,15 @@ import itertools
 import json
 import multiprocessing
 import statistics
+import subprocess
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from full_size import build_set, make_full_size
+from full_size import build_set, make_full_size, make_tiny_of
 from shapes import SHAPES
-from step_recipes import Run, counted, measure, measure_held_out, median_seconds, read_config
+from step_recipes import Run, counted, counted_numbers, measure, measure_held_out, median_seconds, read_config
 from turns import take_turns
 
 
@@ -74,6 +75,8 @@ def main() -> None:
 def make_models(options: argparse.Namespace, gpus: int) -> dict[str, Path]:
     """The models, each made by a process that leaves nothing on the GPU."""
     folders = {shape: options.work / shape for shape in options.shapes}
+    for shape in options.shapes:
+        make_tiny_of(shape, options.work)  # two shapes of a family share it
     with ProcessPoolExecutor(max_workers=gpus, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(make_full_size, folders, folders.values()))
     return folders
@@ -112,11 +115,11 @@ def run_cases(
     for (shape, size), run in runs:
         try:
             result = run.collect()
-        except OSError as error:
-            print(f"{run.program.name} left nothing to compare: {error}", flush=True)
+            if options.held_out:
+                result["held_out_loss"] = measure_held_out(run)
+        except (RuntimeError, subprocess.SubprocessError) as error:
+            print(f"{run.program.name}: not compared: {error}", flush=True)
             continue
-        if options.held_out:
-            result["held_out_loss"] = measure_held_out(run)
         results.append({**result, "shape": shape, "size": size, **count_work(run.model, run.data)})
     return results
 
@@ -207,7 +210,7 @@ def print_table(results: list[dict[str, Any]]) -> None:
     for line in results:
         times = sorted(step["step_seconds"] for step in counted(line))
         a_row, base_row = (median_seconds(counted(each)) / each["rows"] for each in (line, base))
-        both = sorted(set(line["alone"]) & set(base["alone"]))
+        both = sorted(set(counted_numbers(line)) & set(counted_numbers(base)))
         table.append(
             [
                 f"{line['recipe']}, {line['load_in']}, {line['rows']} rows",
@@ -239,8 +242,9 @@ def describe_waiting(line: dict[str, Any]) -> str:
 
 
 def describe_difference(line: dict[str, Any], base: dict[str, Any]) -> str:
-    """The largest difference of a step's loss, where the steps have the same rows."""
-    if line["rows"] != base["rows"]:
+    """The largest difference of a step's loss, where the steps have the same rows, which options can put in others."""
+    reordered = any(option in line["recipe"] for option in ("--batching", "--batch-tokens", "--micro-batch", "--seed"))
+    if line["rows"] != base["rows"] or reordered:
         return "-"
     pairs = zip(line["steps"], base["steps"], strict=False)
     return f"{max(abs(a['loss'] - b['loss']) / b['loss'] for a, b in pairs):.3%}"

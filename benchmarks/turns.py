@@ -58,11 +58,13 @@ class Program:
             os.killpg(self.process.pid, number)
 
     def kill(self) -> None:
-        """Ends it, unless it has ended."""
-        if self.process is not None and not self.has_ended:
+        """Ends all of its processes, those too that outlived the first."""
+        if self.process is None:
+            return
+        if not self.has_ended:
             print(f"{self.name}: killed after {self.count_steps()} steps", flush=True)
-            self.signal(signal.SIGKILL)
-            self.process.wait()
+        self.signal(signal.SIGKILL)
+        self.process.wait()
 
     @property
     def has_ended(self) -> bool:
@@ -117,10 +119,14 @@ def _get_ready(programs: Sequence[Program], warm_steps: int, ends: float) -> Non
     waiting = list(programs)
     while waiting and time.monotonic() < ends:
         for program in list(waiting):
-            if program.has_ended or program.count_steps() >= warm_steps:
+            if program.has_ended:
+                program.kill()
+            elif program.count_steps() >= warm_steps:
                 program.signal(signal.SIGSTOP)
-                waiting.remove(program)
-                print(f"{program.name}: {'ended' if program.has_ended else 'ready'}", flush=True)
+            else:
+                continue
+            waiting.remove(program)
+            print(f"{program.name}: {'ended' if program.has_ended else 'ready'}", flush=True)
         time.sleep(_LOOK_S)
     for program in waiting:
         program.kill()

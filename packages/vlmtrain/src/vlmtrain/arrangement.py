@@ -18,7 +18,7 @@ from vlmtrain.idle_layers import why_layers_may_idle
 from vlmtrain.loaded import LoadedModel
 from vlmtrain.preflight import CheckedSplit
 from vlmtrain.processes import process_count
-from vlmtrain.speed.attention import kernel_obstacle, use_varlen_vision, vision_gains, window_tokens
+from vlmtrain.speed.attention import kernel_obstacle, takes_any_size, use_varlen_vision, vision_gains, window_tokens
 from vlmtrain.speed.batches import BatchPlan
 from vlmtrain.speed.compiled_blocks import CompiledBlocks, compile_vision_blocks, keep_if_faster
 from vlmtrain.speed.frozen_vision import skip_frozen_vision
@@ -115,9 +115,12 @@ def _choose_attention(config: FitConfig, loaded: LoadedModel, say: Say) -> bool:
         in_windows, windows = _choose_windows(loaded) if wanted == "auto" else (False, "")
         use_varlen_vision(loaded.model, in_windows=in_windows)
         slow = f", sequence by sequence: {obstacle}" if obstacle else ""
-        say(f"vision attention: variable-length, all pictures in one call{slow}{windows}")
+        calls = (
+            "all pictures in one call" if takes_any_size(loaded.model) else "all pictures in two calls, without a mask"
+        )
+        say(f"vision attention: variable-length, {calls}{slow}{windows}")
     elif gains:
-        say(f"vision attention: transformers' own loop ({'asked for' if wanted == 'loop' else obstacle})")
+        say(f"vision attention: transformers' own ({'asked for' if wanted == 'loop' else obstacle})")
     return obstacle is None
 
 
@@ -130,7 +133,7 @@ def _choose_windows(loaded: LoadedModel) -> tuple[bool, str]:
     device = next(loaded.model.parameters()).device
     obstacle = window_obstacle(device, loaded.dtype, tokens, vision.hidden_size // vision.num_heads)
     if obstacle:
-        return False, f"; within windows too: {obstacle}"
+        return False, f", windows like pictures: {obstacle}"
     return True, f"; within windows of {tokens} patches by kernels that rotate and attend in one"
 
 

@@ -26,7 +26,14 @@ _HALF = 2
 
 
 def block_bytes(
-    block: Block, positions: int, *, targets: set[str], fused: bool, compiled: bool = False, pictures: float = 1.0
+    block: Block,
+    positions: int,
+    *,
+    targets: set[str],
+    fused: bool,
+    compiled: bool = False,
+    window_kernels: bool = True,
+    pictures: float = 1.0,
 ) -> int:
     """What one block keeps of a forward pass without checkpointing.
 
@@ -36,18 +43,22 @@ def block_bytes(
         targets: Names of the layers that are trained, by adapters or wholly.
         fused: Norms are compiled and adapters share their input, as in Unsloth.
         compiled: The block is compiled as a whole.
+        window_kernels: Attention within windows goes through the kernels for it.
         pictures: Patches for each token, whose keys and values cross-attention keeps.
     """
     attention = [each for each in block.linears if each.kind == "attention"]
+    in_windows = block.in_windows and window_kernels
     mlp = [each for each in block.linears if each.kind != "attention"]
     numbers = sum(_norm_numbers(norm, block, fused=fused, compiled=compiled) for norm in block.norms)
     if attention:
-        numbers += _projection_numbers(block, attention, targets, fused=fused, compiled=compiled, pictures=pictures)
+        numbers += _projection_numbers(
+            block, attention, targets, fused=fused, compiled=compiled, in_windows=in_windows, pictures=pictures
+        )
         output = _output_last(attention)[-1]
         adapted = output.name in targets
         # What attention gives is kept for its own sake, but by the kernels for windows, and for an adapter: peft casts
         # that to 32 bit, and autocast back, a copy, compiled or not.
-        copies = adapted if block.in_windows else 1 + (adapted and not fused)
+        copies = adapted if in_windows else 1 + (adapted and not fused)
         numbers += copies * output.inputs
     if mlp:
         numbers += _mlp_numbers(mlp, targets, shared=fused or compiled)
@@ -67,11 +78,18 @@ def gradient_bytes(block: Block, positions: int, *, fused: bool) -> float:
 
 
 def _projection_numbers(
-    block: Block, layers: list[Linear], targets: set[str], *, fused: bool, compiled: bool, pictures: float
+    block: Block,
+    layers: list[Linear],
+    targets: set[str],
+    *,
+    fused: bool,
+    compiled: bool,
+    in_windows: bool,
+    pictures: float,
 ) -> float:
     projections = _output_last(layers)[:-1]
     numbers = _input_numbers(projections, targets, shared=fused or compiled)
-    if len(projections) == 1 and block.in_windows:
+    if len(projections) == 1 and in_windows:
         return numbers + projections[0].outputs
     if len(projections) == 1:
         # One layer gives queries, keys and values, a third each: rotation makes new queries and keys, the values hold

@@ -104,6 +104,7 @@ def estimate_memory(
     offloaded: bool = False,
     optimizer: str = "adamw_8bit",
     compiled_vision: bool = False,
+    window_kernels: bool = True,
 ) -> MemoryEstimate:
     """Estimates the peak of a training step.
 
@@ -119,6 +120,7 @@ def estimate_memory(
         offloaded: Checkpoints go to the host's memory, as with Unsloth's own checkpointing.
         optimizer: Name of the optimizer.
         compiled_vision: The blocks of the vision tower are compiled, as `vlmtrain.speed.compiled_blocks` does it.
+        window_kernels: Attention within windows goes through the kernels for it, as on a GPU that has them.
 
     Returns:
         The parts and the peak.
@@ -143,7 +145,8 @@ def estimate_memory(
         positions = _positions(block, load, shape)
         compiled = compiled_vision and block.part == "vision"
         pictures = load.patches / max(positions, 1) if block.is_cross_attention else 1.0
-        held = block_bytes(block, positions, pictures=pictures, targets=targets, fused=fused, compiled=compiled)
+        how = {"fused": fused, "compiled": compiled, "window_kernels": window_kernels and load_in != "32bit"}
+        held = block_bytes(block, positions, pictures=pictures, targets=targets, **how)
         boundary = 0 if offloaded else positions * block.width * _HALF
         kept[block.part] += share * boundary + (1 - share) * held
         gradients = gradient_bytes(block, positions, fused=fused or compiled)

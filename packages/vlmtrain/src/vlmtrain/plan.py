@@ -71,6 +71,8 @@ class Plan:
     offloaded: bool
     compiles: Literal["auto", "on", "off"]
     """Whether the vision tower's blocks are compiled, as asked for."""
+    window_kernels: bool
+    """Whether attention within windows goes through the kernels for it: assumed, unless the GPU here is too old."""
     limit_bytes: int | None
     """What the GPU gives, or None where that is not known."""
     tflops: float | None
@@ -96,6 +98,7 @@ class Plan:
             offloaded=self.offloaded and checkpointing == "full",
             optimizer=self.optimizer.resolve_optimizer(self.adapter.method, on_gpu=True),
             compiled_vision=self.compiles == "on" if compiled is None else compiled,
+            window_kernels=self.window_kernels,
         )
 
     @property
@@ -148,6 +151,7 @@ def make_plan(config: PlanConfig, adapter: AdapterConfig, optimizer: OptimizerCo
         fused=unsloth,
         offloaded=unsloth and optimizer.gradient_checkpointing == "unsloth",
         compiles=config.compile_vision,
+        window_kernels=_has_window_kernels(),
         limit_bytes=limit,
         tflops=tflops,
     )
@@ -208,6 +212,14 @@ def _read_grid(model: str, family: Family) -> ImageGrid:
     files = [folder / "processor_config.json", folder / "preprocessor_config.json"]
     found = [read_object(file) if file.is_file() else {} for file in files]
     return read_grid(family, *found) if any(found) else family.grid
+
+
+def _has_window_kernels() -> bool:
+    import torch
+
+    from vlmtrain.speed.attention import kernel_obstacle
+
+    return not torch.cuda.is_available() or kernel_obstacle(torch.device("cuda"), torch.bfloat16) is None
 
 
 def _gpu(config: PlanConfig) -> tuple[int | None, float | None]:

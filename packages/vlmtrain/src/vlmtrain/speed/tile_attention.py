@@ -1,9 +1,10 @@
-"""Attention of Llama 3.2's vision tower without a mask: tokens of tiles that are padding go apart from the others.
+"""Attention of Llama 3.2's vision tower without its mask: tokens of tiles that are padding go apart from the others.
 
 A picture always has as many tiles as the largest, most of them padding. A dense mask of all pairs of tokens keeps the
 padding from seeing itself; for its sake torch takes a kernel that is a multiple slower than the one without masks. What
 the mask says can be said in two calls with sequences of any lengths: tokens of the picture see all tokens, those of the
-padding see the picture's. That leaves out half of the pairs or more where most tiles are padding.
+padding the picture's. That leaves out half of the pairs or more where most tiles are padding. The tower still makes its
+mask, once a pass; nobody looks at it.
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ def attend_in_windows(
         qkv: `(T, 3, H, D)` queries, keys and values as projected.
         cos: `(T, D)` cosines of the rotation, both halves of D alike, as rotary embeddings have them.
         sin: `(T, D)` sines, likewise.
-        boundaries: `(N + 1,)` int32 beginnings of the windows and their end; none is longer than 64.
+        boundaries: `(N + 1,)` int32 beginnings of the windows and their end. None may be longer than `LONGEST_WINDOW`:
+            it is not looked at, which would wait for the GPU, and what lies beyond would be left unset.
         scale: Of the scores.
 
     Returns:
