@@ -15,19 +15,22 @@ import torch
 from vlmtrain.speed import attention
 from vlmtrain.speed.window_attention import LONGEST_WINDOW, attend_in_windows
 
+# Heads, channels of a head, tokens of the sequences, and how many tokens of each have queries, where not all.
 CASES = {
     # 8 pictures of 1008x756 px: windows of 8x8 patches, and what is left of them at two edges
-    "qwen2.5-vl windows": (16, 80, ([64] * 54 + [48] * 6 + [16] * 9 + [12]) * 8),
-    "qwen2.5-vl pictures": (16, 80, [3888] * 4),
-    "qwen3-vl pictures": (16, 72, [2914, 1200, 640]),
-    "pixtral pictures": (16, 64, [2914, 1200, 640]),
+    "qwen2.5-vl windows": (16, 80, ([64] * 54 + [48] * 6 + [16] * 9 + [12]) * 8, None),
+    "qwen2.5-vl pictures": (16, 80, [3888] * 4, None),
+    "qwen3-vl pictures": (16, 72, [2914, 1200, 640], None),
+    "pixtral pictures": (16, 64, [2914, 1200, 640], None),
+    # one tile of each picture looks at its four
+    "llama3.2-vision tiles": (16, 80, [6432] * 4, 1601),
 }
 
 Way = Callable[..., torch.Tensor]
 
 
-def rotated(attend: Way) -> Way:
-    """A way of attention alone, behind the rotation that transformers does."""
+def rotated(attend: Way, asking: int | None) -> Way:
+    """A way of attention alone, behind the rotation that transformers does; see `CASES` for `asking`."""
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
     def run(
@@ -35,7 +38,12 @@ def rotated(attend: Way) -> Way:
     ) -> torch.Tensor:
         query, key, value = qkv.unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, cos, sin)
-        return attend(query, key, value, bounds, longest, scale=qkv.shape[-1] ** -0.5, causal=False)
+        scale = qkv.shape[-1] ** -0.5
+        if asking is None:
+            return attend(query, key, value, bounds, longest, scale=scale, causal=False)
+        rows = (bounds[:-1, None] + torch.arange(asking, device=bounds.device)).flatten()
+        some = asking * torch.arange(len(bounds), device=bounds.device, dtype=torch.int32)
+        return attend(query[rows], key, value, some, longest, scale=scale, causal=False, key_bounds=bounds)
 
     return run
 
@@ -47,7 +55,9 @@ def in_windows(
     return attend_in_windows(qkv, cos, sin, bounds, qkv.shape[-1] ** -0.5)
 
 
-def compare_ways(heads: int, channels: int, lengths: list[int]) -> Iterator[tuple[str, list[float], float]]:
+def compare_ways(
+    heads: int, channels: int, lengths: list[int], asking: int | None
+) -> Iterator[tuple[str, list[float], float]]:
     """For each way its name, the relative errors of output and gradients of queries, keys, values, and its time.
 
     Times are in ms, forward and backward, of 16-bit states.
@@ -56,7 +66,7 @@ def compare_ways(heads: int, channels: int, lengths: list[int]) -> Iterator[tupl
     total = sum(lengths)
     bounds = torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32)
     states = torch.randn(total, 3, heads, channels, device="cuda")
-    weight = torch.randn(total, heads, channels, device="cuda")
+    weight = torch.randn(asking * len(lengths) if asking else total, heads, channels, device="cuda")
     angles = 6 * torch.rand(total, channels // 2, device="cuda")
     cos, sin = (torch.cat([turned, turned], dim=-1) for turned in (angles.cos(), angles.sin()))
 
@@ -66,8 +76,9 @@ def compare_ways(heads: int, channels: int, lengths: list[int]) -> Iterator[tupl
         out.backward(weight.to(dtype))
         return [out.detach().float(), *qkv.grad.float().unbind(1)]
 
-    exact = run(rotated(attention._sequence_by_sequence), torch.float32)
-    ways = {"loop": rotated(attention._sequence_by_sequence), "one call": rotated(attention._kernel)}
+    loop = rotated(attention._sequence_by_sequence, asking)
+    exact = run(loop, torch.float32)
+    ways = {"loop": loop, "one call": rotated(attention._kernel, asking)}
     if max(lengths) <= LONGEST_WINDOW:
         ways["windows"] = in_windows
     for name, way in ways.items():

@@ -16,7 +16,6 @@ before the processor sees it, with families too whose processor would not: sides
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import multiprocessing
 import statistics
@@ -35,7 +34,8 @@ from turns import take_turns
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--shapes", nargs="+", default=["qwen2.5-vl-3b"], choices=list(SHAPES))
+    helps = f"{', '.join(SHAPES)}; NAME@SIZE is run at that size alone"
+    parser.add_argument("--shapes", nargs="+", default=["qwen2.5-vl-3b"], help=helps)
     parser.add_argument("--sizes", nargs="+", default=["512x384", "1000x750"])
     helps = """notebook, guide, vlmtrain, or vlmtrain with options, as in "vlmtrain --profile-steps 2"; NAME@SIZE is run
     at that size alone"""
@@ -53,11 +53,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8, help="processes that prepare rows for vlmtrain")
     parser.add_argument("--held-out", type=int, default=0, help="rows on which the trained adapters are compared")
     options = parser.parse_args()
+    cases = cases_of(options)
+    if unknown := {shape for shape, _ in cases} - set(SHAPES):
+        parser.error(f"unknown shapes: {', '.join(sorted(unknown))}")
     options.work.mkdir(parents=True, exist_ok=True)
     rate, gpus = measure_matrix_rate()
     print(f"matrix product, bf16: {rate / 1e12:.0f} TFLOP/s; {gpus} GPUs", flush=True)
-    models = make_models(options, gpus)
-    cases = list(itertools.product(options.shapes, options.sizes))
+    models = make_models(list(dict.fromkeys(shape for shape, _ in cases)), options.work, gpus)
     at_once = options.at_once or gpus
     results: list[dict[str, Any]] = []
     for start in range(0, len(cases), at_once):
@@ -72,11 +74,19 @@ def main() -> None:
                 draw_losses(compared, options.work / f"losses-{'-'.join(case)}-{options.load_in}.png")
 
 
-def make_models(options: argparse.Namespace, gpus: int) -> dict[str, Path]:
+def cases_of(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Shapes and sizes, each once."""
+    named = (each.partition("@") for each in options.shapes)
+    return list(
+        dict.fromkeys((shape, size) for shape, _, only in named for size in ([only] if only else options.sizes))
+    )
+
+
+def make_models(shapes: list[str], work: Path, gpus: int) -> dict[str, Path]:
     """The models, each made by a process that leaves nothing on the GPU."""
-    folders = {shape: options.work / shape for shape in options.shapes}
-    for shape in options.shapes:
-        make_tiny_of(shape, options.work)  # two shapes of a family share it
+    folders = {shape: work / shape for shape in shapes}
+    for shape in shapes:
+        make_tiny_of(shape, work)  # two shapes of a family share it
     with ProcessPoolExecutor(max_workers=gpus, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(make_full_size, folders, folders.values()))
     return folders
