@@ -9,6 +9,7 @@ Draws pictures of 300 to 1000 px a side with answers of 2 to 60 words, measures 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import subprocess
 import sys
 import tempfile
@@ -31,8 +32,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=8)
     options = parser.parse_args()
-    print("| family | tokens of a row, least, median, most | random order | as arranged | how |")
-    print("|---|---:|---:|---:|---|")
+    print("| family | tokens of a row, least, median, most | random order | as arranged | and rounded up | how |")
+    print("|---|---:|---:|---:|---:|---|")
     with tempfile.TemporaryDirectory() as folder:
         data = build_set(Path(folder) / "set", rows=options.rows, sizes=mixed_sizes(), words=(2, 60))
         split = open_folder(data).split("train")
@@ -44,13 +45,12 @@ def main() -> None:
             tokens = measure_lengths(split, load_chat_format(source, load_processor(source)), family).tokens
             packed = can_pack(source.config["model_type"])
             plain = BatchPlan(lengths=tokens, rows=options.batch_size, passes=1, seed=3407)
-            arranged = BatchPlan(
-                lengths=tokens, rows=options.batch_size, passes=1, seed=3407, packed=packed, by_length=not packed
-            )
+            arranged = dataclasses.replace(plain, packed=packed, by_length=not packed)
+            rounded = dataclasses.replace(arranged, rounded=True)
             ordered = sorted(tokens.tolist())
             print(
                 f"| {name} | {ordered[0]}, {ordered[len(ordered) // 2]}, {ordered[-1]} | {plain.padding():.1%} "
-                f"| {arranged.padding():.1%} | {'packed' if packed else 'length'} |",
+                f"| {arranged.padding():.1%} | {rounded.padding():.1%} | {'packed' if packed else 'length'} |",
                 flush=True,
             )
 

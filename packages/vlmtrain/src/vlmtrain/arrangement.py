@@ -24,6 +24,7 @@ from vlmtrain.speed.compiled_blocks import CompiledBlocks, compile_vision_blocks
 from vlmtrain.speed.frozen_vision import skip_frozen_vision
 from vlmtrain.speed.memory import first_pass, fit_to_memory
 from vlmtrain.speed.packing import PackedCollator, can_pack
+from vlmtrain.speed.rounding import plans_by_length
 from vlmtrain.speed.trainer import Arrangement
 from vlmtrain.speed.vision_inputs import VisionInputs
 from vlmtrain.speed.window_attention import window_obstacle
@@ -61,7 +62,7 @@ def arrange(
         train: The rows with their lengths.
         backend: The program that trains.
         loaded: The model, with what is to be trained.
-        collate: The backend's collator.
+        collate: Rows to a padded batch, its length rounded up where `plans_by_length` says so.
         say: Prints a line.
 
     Raises:
@@ -75,7 +76,8 @@ def arrange(
     if frozen:
         say(f"vision tower: frozen, its {len(frozen)} blocks go without a backward pass")
     model_type = loaded.model.config.model_type
-    plan = choose_batching(config, train.lengths.tokens, model_type, say, has_kernel=has_kernel)
+    rounded = plans_by_length(next(loaded.model.parameters()).device)
+    plan = choose_batching(config, train.lengths.tokens, model_type, say, has_kernel=has_kernel, rounded=rounded)
     steps = config.optimizer.count_steps(plan.steps)
     blocks = _choose_compilation(config, backend, loaded, steps, say, frozen=bool(frozen))
     arrangement = Arrangement(plan=plan, frozen=frozen)
@@ -156,7 +158,13 @@ def _choose_compilation(
 
 
 def choose_batching(
-    config: FitConfig, lengths: npt.NDArray[np.int64], model_type: str, say: Say, *, has_kernel: bool
+    config: FitConfig,
+    lengths: npt.NDArray[np.int64],
+    model_type: str,
+    say: Say,
+    *,
+    has_kernel: bool,
+    rounded: bool = False,
 ) -> BatchPlan:
     """Chooses which rows go through the model together.
 
@@ -166,6 +174,7 @@ def choose_batching(
         model_type: Of the model's config.
         say: Prints a line.
         has_kernel: Whether the device has the variable-length kernel.
+        rounded: Whether lengths of padded batches are rounded up.
 
     Raises:
         ConfigError: Something was asked for that this model does not have.
@@ -189,12 +198,15 @@ def choose_batching(
             choice = "length"
         else:
             choice = "plain"
+    rounded = rounded and choice != "packed"
+    up = ", their lengths rounded up for the sake of attention's plans" if rounded else ""
     if choice == "plain":
-        say(f"rows in random order, {plain:.1%} of the tokens are padding")
-        return plan()
-    chosen = plan(tokens=speed.batch_tokens, by_length=choice == "length", packed=choice == "packed")
+        chosen = plan(rounded=rounded)
+        say(f"rows in random order{up}, {chosen.padding():.1%} of the tokens are padding")
+        return chosen
+    chosen = plan(tokens=speed.batch_tokens, by_length=choice == "length", packed=choice == "packed", rounded=rounded)
     how = "one after the other" if choice == "packed" else "beside rows of like length"
-    say(f"rows {how}: {chosen.padding():.1%} of the tokens are padding (in plain random order {plain:.1%})")
+    say(f"rows {how}{up}: {chosen.padding():.1%} of the tokens are padding (in plain random order {plain:.1%})")
     return chosen
 
 

@@ -25,6 +25,7 @@ from vlmtrain.rows import Rows, sample_indices
 from vlmtrain.run_folder import RunFolder, check_run_folder, open_run_folder
 from vlmtrain.run_page import write_run_page
 from vlmtrain.run_summary import Laps, note_inputs, summarise
+from vlmtrain.speed.rounding import RoundingCollator, plans_by_length
 from vlmtrain.speed.trainer import Arrangement
 from vlmtrain.stops import Stopped, StopRequest
 from vlmtrain.trainable import describe_trainable, list_trainable, widen_trained_copies
@@ -161,7 +162,10 @@ def _load_for_training(config: FitConfig, prepared: Prepared) -> LoadedModel:
 
 
 def _make_collator(config: FitConfig, prepared: Prepared, loaded: LoadedModel) -> Collator:
-    """The backend's collator, after it has shown that it does with some rows what the checks foresaw."""
+    """The backend's collator, after it has shown that it does with some rows what the checks foresaw.
+
+    Lengths of its batches are rounded up where the GPU takes long for new ones.
+    """
     last_turn_only = config.data.train_on == "last"
     # Padding goes to the right in training, so that positions begin at the first token in every backend.
     prepared.processor.tokenizer.padding_side = "right"
@@ -172,6 +176,8 @@ def _make_collator(config: FitConfig, prepared: Prepared, loaded: LoadedModel) -
     batch = collate([prepared.train.rows[0]])
     shown = show_masked_row(batch["input_ids"][0].tolist(), batch["labels"][0].tolist(), prepared.chat)
     say(f"first row, with what carries loss between ⟦ and ⟧:\n{shown}")
+    if plans_by_length(next(loaded.model.parameters()).device):
+        return RoundingCollator(collate, prepared.processor.tokenizer.pad_token_id)
     return collate
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from vlmtrain.speed.rounding import round_up
+
 __all__ = ["BatchPlan", "RowBatches"]
 
 # Rows of this many steps are sorted together: enough for like lengths, few enough to stay shuffled.
@@ -41,6 +43,8 @@ class BatchPlan:
     """Most tokens of a forward pass, in place of `rows`; what counts is `rows` × longest, or the sum when packed."""
     packed: bool = False
     """Rows are not padded to the longest."""
+    rounded: bool = False
+    """Rows are padded further, as `round_up` has it; says nothing where rows are packed."""
 
     @property
     def rows_a_step(self) -> int:
@@ -76,7 +80,10 @@ class BatchPlan:
     def cost(self, rows: list[int]) -> int:
         """Tokens that a forward pass over some rows computes, padding included."""
         lengths = self.lengths[rows]
-        return int(lengths.sum()) if self.packed else int(lengths.max()) * len(rows)
+        if self.packed:
+            return int(lengths.sum())
+        longest = int(lengths.max())
+        return (round_up(longest) if self.rounded else longest) * len(rows)
 
     def padding(self, epoch: int = 0) -> float:
         """Share of an epoch's tokens that are padding."""

@@ -1,0 +1,72 @@
+"""Lengths of padded batches rounded up, so that the GPU meets few different ones.
+
+On GPUs of compute capability 9.0 and above torch prefers cuDNN's attention, which makes a plan for each length it has
+not met: 0.1 to 0.3 s, at times 3 s, forward and backward (benchmarks/README.md). Padded batches have hundreds of
+lengths; rounded up, by 1/32 at most, there are 32 between a length and its double.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from vlmtrain.masks import IGNORE_INDEX
+
+__all__ = ["RoundingCollator", "plans_by_length", "round_up"]
+
+Batch = dict[str, Any]
+
+_HOPPER = (9, 0)
+_BITS = 6
+
+
+def plans_by_length(device: torch.device) -> bool:
+    """Whether attention takes long for each length that it has not met."""
+    if device.type != "cuda" or not torch.backends.cuda.cudnn_sdp_enabled():
+        return False
+    capability: tuple[int, int] = torch.cuda.get_device_capability(device)
+    return capability >= _HOPPER
+
+
+def round_up(length: int) -> int:
+    """The next number whose binary digits are 0 from the seventh on: 37 stays, 300 becomes 304, 1500 becomes 1504."""
+    step = 1 << max(0, length.bit_length() - _BITS)
+    return -(-length // step) * step
+
+
+class RoundingCollator:
+    """Another collator's batches, padded on the right to a rounded length.
+
+    Args:
+        collate: Rows to a padded batch.
+        pad_token_id: What the tokenizer pads with.
+    """
+
+    def __init__(self, collate: Callable[[list[Batch]], Batch], pad_token_id: int) -> None:
+        self.collate = collate
+        self._fillings = {
+            **{"input_ids": pad_token_id, "attention_mask": 0, "labels": IGNORE_INDEX},
+            **{"token_type_ids": 0, "mm_token_type_ids": 0, "cross_attention_mask": 0},
+        }
+
+    def __call__(self, rows: list[Batch]) -> Batch:
+        """Collates rows.
+
+        Args:
+            rows: As the other collator takes them.
+
+        Returns:
+            Its batch, with `(B, S)` tensors of tokens, and the `(B, S, N, T)` mask from tokens to tiles of pictures, S
+            rounded up; other tensors pass.
+        """
+        batch = dict(self.collate(rows))
+        length = batch["input_ids"].shape[1]
+        missing = round_up(length) - length
+        for name, filling in self._fillings.items():
+            if missing and name in batch:
+                tensor = batch[name]
+                more = tensor.new_full((tensor.shape[0], missing, *tensor.shape[2:]), filling)
+                batch[name] = torch.cat([tensor, more], dim=1)
+        return batch

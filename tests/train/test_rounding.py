@@ -1,0 +1,84 @@
+"""Lengths rounded up: few of them, little padding, and nothing that the loss would notice."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForImageTextToText
+
+from vlmdata.families import FAMILIES
+from vlmtrain.arrangement import choose_batching
+from vlmtrain.collator import VisionCollator
+from vlmtrain.speed import rounding
+from vlmtrain.speed.batches import BatchPlan
+from vlmtrain.speed.rounding import RoundingCollator, plans_by_length, round_up
+
+
+@given(st.integers(1, 10**6))
+def test_a_length_grows_by_a_32nd_at_most(length: int) -> None:
+    assert length <= round_up(length) <= length * 33 / 32
+    assert round_up(round_up(length)) == round_up(length)
+
+
+def test_there_are_few_lengths() -> None:
+    assert [round_up(length) for length in (1, 37, 65, 300, 1500)] == [1, 37, 66, 304, 1504]
+    assert len({round_up(length) for length in range(513, 1025)}) == 32
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_loss_and_its_gradients_stay_the_same(
+    name: str, tiny: Any, chat_of: Any, unlike_rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounding, "_BITS", 2)
+    chat = chat_of(name)
+    collate = VisionCollator(chat, dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(tiny(name), dtype=torch.float32)
+    batch = collate(unlike_rows[:3])
+    rounded = RoundingCollator(collate, chat.processor.tokenizer.pad_token_id)(unlike_rows[:3])
+    assert rounded["input_ids"].shape[1] == round_up(batch["input_ids"].shape[1]) > batch["input_ids"].shape[1]
+    losses, gradients = [], []
+    for each in (batch, rounded):
+        model.zero_grad()
+        loss = model(**each).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([w.grad.flatten() for w in model.parameters() if w.grad is not None]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-5 * float(gradients[0].abs().max()))
+
+
+def test_the_share_of_padding_counts_what_is_rounded() -> None:
+    plan = BatchPlan(lengths=np.array([300, 300]), rows=2, passes=1)
+    assert plan.padding() == 0
+    assert dataclasses.replace(plan, rounded=True).padding() == pytest.approx(4 / 304)
+    assert dataclasses.replace(plan, rounded=True, packed=True).padding() == 0
+
+
+@pytest.mark.parametrize(("batching", "rounded"), [("plain", True), ("length", True), ("packed", False)])
+def test_the_choice_is_printed(batching: str, rounded: bool, settings: Any) -> None:
+    said: list[str] = []
+    config = settings(batching=batching)
+    plan = choose_batching(config, np.array([300] * 9), "qwen2_5_vl", said.append, has_kernel=True, rounded=True)
+    assert plan.rounded == rounded
+    assert ["rounded up" in line for line in said] == [rounded]
+
+
+def test_a_cpu_meets_any_length() -> None:
+    assert not plans_by_length(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "cudnn", "expected"), [((9, 0), True, True), ((8, 9), True, False), ((9, 0), False, False)]
+)
+def test_gpus_that_plan_by_length(
+    capability: tuple[int, int], cudnn: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: cudnn)
+    assert plans_by_length(torch.device("cuda")) == expected
