@@ -22,10 +22,11 @@ from vlmtrain.speed.attention import kernel_obstacle, takes_any_size, use_varlen
 from vlmtrain.speed.batches import BatchPlan
 from vlmtrain.speed.compiled_blocks import CompiledBlocks, compile_vision_blocks, keep_if_faster
 from vlmtrain.speed.frozen_vision import skip_frozen_vision
-from vlmtrain.speed.memory import first_pass, fit_to_memory
+from vlmtrain.speed.memory import fit_to_memory
 from vlmtrain.speed.packing import PackedCollator, can_pack
 from vlmtrain.speed.rounding import plans_by_length
 from vlmtrain.speed.trainer import Arrangement
+from vlmtrain.speed.trials import TrialPass, keep_compiled_if_right
 from vlmtrain.speed.vision_inputs import VisionInputs
 from vlmtrain.speed.window_attention import window_obstacle
 
@@ -76,8 +77,10 @@ def arrange(
     if frozen:
         say(f"vision tower: frozen, its {len(frozen)} blocks go without a backward pass")
     model_type = loaded.model.config.model_type
-    rounded = plans_by_length(next(loaded.model.parameters()).device)
-    plan = choose_batching(config, train.lengths.tokens, model_type, say, has_kernel=has_kernel, rounded=rounded)
+    device = next(loaded.model.parameters()).device
+    plan = choose_batching(
+        config, train.lengths.tokens, model_type, say, has_kernel=has_kernel, rounded=plans_by_length(device)
+    )
     steps = config.optimizer.count_steps(plan.steps)
     blocks = _choose_compilation(config, backend, loaded, steps, say, frozen=bool(frozen))
     arrangement = Arrangement(plan=plan, frozen=frozen)
@@ -97,11 +100,18 @@ def arrange(
             say(f"processes: each looks in every step for layers without a gradient, which takes time ({reason})")
     if plans_memory(config):
         fit_to_memory(config, train, loaded, arrangement, say)
+
+    def first_pass() -> TrialPass:
+        return TrialPass([train.rows[row] for row in arrangement.plan.arrange(0)[0]], loaded, arrangement)
+
     if blocks is not None and blocks.enabled and config.speed.compile_vision == "auto":
-        keep_if_faster(blocks, first_pass(train, loaded, arrangement), torch.cuda.synchronize, say)
+        keep_if_faster(blocks, first_pass().run, torch.cuda.synchronize, say)
         if not blocks.enabled and plans_memory(config):
             # blocks as they were keep more
             fit_to_memory(config, train, loaded, arrangement, say)
+    compiles = (backend.COMPILES and device.type == "cuda") or (blocks is not None and blocks.enabled)
+    if compiles and not keep_compiled_if_right(first_pass(), say) and plans_memory(config):
+        fit_to_memory(config, train, loaded, arrangement, say)
     return arrangement
 
 

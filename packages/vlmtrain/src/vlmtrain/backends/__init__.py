@@ -27,6 +27,8 @@ class Backend(Protocol):
     """What a backend module offers."""
 
     NAME: str
+    COMPILES: bool
+    """Whether it compiles layers by itself."""
 
     def load_model(
         self,

@@ -17,6 +17,7 @@ from vlmtrain.masks import IGNORE_INDEX
 from vlmtrain.source import ModelSource
 
 __all__ = [
+    "COMPILES",
     "NAME",
     "add_adapter",
     "checkpointing_arguments",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 NAME = "transformers"
+COMPILES = False
 
 # Unsloth leaves the same parts unquantised, so that both backends train on the same weights. transformers takes these
 # as regular expressions from the beginning of a module's full name.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -25,9 +24,10 @@ from vlmtrain.speed.checkpointing import (
     choose,
     measure_layers,
 )
-from vlmtrain.speed.trainer import Arrangement, Batch
+from vlmtrain.speed.trainer import Arrangement
+from vlmtrain.speed.trials import TrialPass, forget
 
-__all__ = ["first_pass", "fit_to_memory"]
+__all__ = ["fit_to_memory"]
 
 _TRIES = 6
 
@@ -56,7 +56,7 @@ def fit_to_memory(
     candidates = [Candidate(rows=size, tokens=tokens) for size, (_, tokens) in heaviest.items()]
 
     def run(size: int) -> None:
-        _run_pass([train.rows[row] for row in heaviest[size][0]], loaded, arrangement, device)
+        TrialPass([train.rows[row] for row in heaviest[size][0]], loaded, arrangement).run()
 
     with torch.random.fork_rng(devices=[device]):
         size, measured = _measure(switches, [n for n in sizes if n <= arrangement.rows], run, loaded.model, device)
@@ -72,22 +72,6 @@ def fit_to_memory(
     )
 
 
-def first_pass(train: CheckedSplit, loaded: LoadedModel, arrangement: Arrangement) -> Callable[[], None]:
-    """A forward and backward pass over the first rows of the run, to be timed; nothing is learned from it."""
-    device = next(loaded.model.parameters()).device
-    collated, batch = _collate([train.rows[row] for row in arrangement.plan.arrange(0)[0]], arrangement, device)
-
-    def run() -> None:
-        with torch.random.fork_rng(devices=[device]):
-            try:
-                _run_batch(collated, batch, loaded, arrangement)
-            except torch.OutOfMemoryError:
-                _forget(loaded.model)
-                raise
-
-    return run
-
-
 def _measure(
     switches: LayerSwitches, sizes: list[int], run: Callable[[int], None], model: Any, device: Any
 ) -> tuple[int, Measured]:
@@ -97,7 +81,7 @@ def _measure(
             run(size)  # once unmeasured: kernels are compiled, and their work space is kept from then on
             return size, measure_layers(switches, functools.partial(run, size), device)
         except torch.cuda.OutOfMemoryError:
-            _forget(model)
+            forget(model)
     raise ResourceError(
         f"the GPU's memory holds not even a forward pass of {sizes[-1]} rows with every layer recomputed; "
         "try --load-in 4bit, or a set with a smaller --max-side"
@@ -122,7 +106,7 @@ def _confirm(
         try:
             run(choice.candidate.rows)
         except torch.cuda.OutOfMemoryError:
-            _forget(model)
+            forget(model)
             budget = round(budget * MEMORY_SHARE)
         else:
             return choice
@@ -153,38 +137,3 @@ def _heaviest(train: CheckedSplit, arrangement: Arrangement, rows_a_step: int, s
     plan = dataclasses.replace(arrangement.plan, rows=size, passes=rows_a_step // size)
     rows = plan.heaviest()
     return rows, plan.cost(rows)
-
-
-def _run_pass(rows: list[dict[str, Any]], loaded: LoadedModel, arrangement: Arrangement, device: Any) -> None:
-    """One forward and backward pass as the trainer will do it; the gradients are thrown away."""
-    _run_batch(*_collate(rows, arrangement, device), loaded, arrangement)
-
-
-def _collate(rows: list[dict[str, Any]], arrangement: Arrangement, device: Any) -> tuple[Batch, Batch]:
-    """A batch as the loader gives it, and on the device."""
-    assert arrangement.collate is not None
-    collated = arrangement.collate(rows)
-    return collated, {
-        key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in collated.items()
-    }
-
-
-def _run_batch(collated: Batch, batch: Batch, loaded: LoadedModel, arrangement: Arrangement) -> None:
-    model = loaded.model
-    model.train()
-    arrangement.set_recomputation()
-    half = loaded.dtype if loaded.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
-    with arrangement.attention(model, collated):
-        with torch.autocast("cuda", dtype=half):
-            if arrangement.score is None:
-                loss = model(**batch, use_cache=False).loss
-            else:
-                loss, _ = arrangement.sum_of_losses(model, batch)
-        loss.backward()
-    model.zero_grad(set_to_none=True)
-
-
-def _forget(model: Any) -> None:
-    model.zero_grad(set_to_none=True)
-    gc.collect()
-    torch.cuda.empty_cache()

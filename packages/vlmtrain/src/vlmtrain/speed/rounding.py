@@ -14,12 +14,16 @@ import torch
 
 from vlmtrain.masks import IGNORE_INDEX
 
-__all__ = ["RoundingCollator", "plans_by_length", "round_up"]
+__all__ = ["RoundingCollator", "pad_tokens", "plans_by_length", "round_up"]
 
 Batch = dict[str, Any]
 
 _HOPPER = (9, 0)
 _BITS = 6
+_FILLINGS = {
+    **{"attention_mask": 0, "labels": IGNORE_INDEX, "token_type_ids": 0, "mm_token_type_ids": 0},
+    "cross_attention_mask": 0,
+}
 
 
 def plans_by_length(device: torch.device) -> bool:
@@ -36,6 +40,24 @@ def round_up(length: int) -> int:
     return -(-length // step) * step
 
 
+def pad_tokens(batch: Batch, more: int, pad_token_id: int) -> Batch:
+    """Pads a padded batch further, on the right.
+
+    Args:
+        batch: `(B, S)` tensors of tokens, and perhaps the `(B, S, N, T)` mask from tokens to tiles of pictures; other
+            tensors pass.
+        more: Tokens for each row.
+        pad_token_id: What the tokenizer pads with.
+    """
+    batch, fillings = dict(batch), {"input_ids": pad_token_id, **_FILLINGS}
+    for name, filling in fillings.items():
+        if more and name in batch:
+            tensor = batch[name]
+            added = tensor.new_full((tensor.shape[0], more, *tensor.shape[2:]), filling)
+            batch[name] = torch.cat([tensor, added], dim=1)
+    return batch
+
+
 class RoundingCollator:
     """Another collator's batches, padded on the right to a rounded length.
 
@@ -46,27 +68,10 @@ class RoundingCollator:
 
     def __init__(self, collate: Callable[[list[Batch]], Batch], pad_token_id: int) -> None:
         self.collate = collate
-        self._fillings = {
-            **{"input_ids": pad_token_id, "attention_mask": 0, "labels": IGNORE_INDEX},
-            **{"token_type_ids": 0, "mm_token_type_ids": 0, "cross_attention_mask": 0},
-        }
+        self._pad_token_id = pad_token_id
 
     def __call__(self, rows: list[Batch]) -> Batch:
-        """Collates rows.
-
-        Args:
-            rows: As the other collator takes them.
-
-        Returns:
-            Its batch, with `(B, S)` tensors of tokens, and the `(B, S, N, T)` mask from tokens to tiles of pictures, S
-            rounded up; other tensors pass.
-        """
-        batch = dict(self.collate(rows))
+        """Collates rows; see `pad_tokens`."""
+        batch = self.collate(rows)
         length = batch["input_ids"].shape[1]
-        missing = round_up(length) - length
-        for name, filling in self._fillings.items():
-            if missing and name in batch:
-                tensor = batch[name]
-                more = tensor.new_full((tensor.shape[0], missing, *tensor.shape[2:]), filling)
-                batch[name] = torch.cat([tensor, more], dim=1)
-        return batch
+        return pad_tokens(batch, round_up(length) - length, self._pad_token_id)
