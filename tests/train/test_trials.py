@@ -93,16 +93,20 @@ def test_one_process_with_wrong_gradients_decides_for_all(monkeypatch: pytest.Mo
     assert "40.00 times" in said[0]
 
 
-def test_a_pass_that_does_not_fit_uncompiled_is_not_compared() -> None:
+@pytest.mark.parametrize(
+    ("error", "obstacle"),
+    [(torch.OutOfMemoryError(), "takes more memory than there is"), (RuntimeError("no\nkernel"), "fails: no kernel")],
+)
+def test_a_pass_that_cannot_run_uncompiled_is_not_compared(error: Exception, obstacle: str) -> None:
     passes: list[float] = []
 
     def gradient_norm() -> float:
         passes.append(3.0)
         if len(passes) == 2:
-            raise torch.OutOfMemoryError
+            raise error
         return 3.0
 
     trial: Any = SimpleNamespace(gradient_norm=gradient_norm)
     said: list[str] = []
     assert keep_compiled_if_right(trial, said.append)
-    assert said == ["compiled layers: not checked, a pass without compiling takes more memory than there is"]
+    assert said == [f"compiled layers: their gradients are not checked, a pass without compiling {obstacle}"]
