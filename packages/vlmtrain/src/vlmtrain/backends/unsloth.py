@@ -57,8 +57,8 @@ NAME = "unsloth"
 COMPILES = True
 
 _BLOCK_COMPILE = os.environ.get("UNSLOTH_BLOCK_COMPILE")
-# Compiled whole for 300 or 304 tokens, layers of Gemma 3 had gradients of 17 to 24,600 times the norm (H200, torch 2.11),
-# with flex attention and with cuDNN's; compiled in parts they were right. See benchmarks/compiled_gradients.py.
+# Compiled whole for 300 or 304 tokens, layers of Gemma 3 had gradients of 17 to 24,600 times the norm (H200, torch
+# 2.11), with flex attention and with cuDNN's; compiled in parts they were right (benchmarks/compiled_gradients.py).
 _COMPILED_IN_PARTS = ("gemma3",)
 
 _CHECKPOINTING: dict[str, bool | str] = {"auto": "unsloth", "unsloth": "unsloth", "on": True, "off": False}
