@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -53,8 +54,24 @@ def test_the_operator_keeps_what_torch_asks_of_one(report: dict[str, Any]) -> No
     assert set(report["operator"].values()) == {"SUCCESS"}
 
 
-def test_what_the_kernels_cannot_do_is_said() -> None:
-    assert "no GPU" in str(window_obstacle(torch.device("cpu"), torch.bfloat16, 64, 80))
+def obstacle(
+    device: str = "cuda", dtype: torch.dtype = torch.bfloat16, tokens: int = 64, channels: int = 80
+) -> str | None:
+    return window_obstacle(torch.device(device), dtype, tokens, channels)
+
+
+def test_what_the_kernels_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no GPU" in str(obstacle("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert obstacle() is None
+    assert "float32" in str(obstacle(dtype=torch.float32))
+    assert "65 patches" in str(obstacle(tokens=65))
+    assert "81 channels" in str(obstacle(channels=81))
+    assert "130 channels" in str(obstacle(channels=130))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert "triton" in str(obstacle())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert "8.0" in str(obstacle())
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -73,5 +90,7 @@ def test_the_kernels_are_made_for_gpus(name: str, capability: int) -> None:
     signature = {each: "constexpr" if each in sizes else kinds.get(each, "*bf16") for each in names}
     constants = {(names.index(each),): value for each, value in sizes.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+    made = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": window_kernels._WARPS}
+    )
     assert len(made.asm["cubin"]) > 1000

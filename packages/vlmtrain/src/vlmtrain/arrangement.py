@@ -209,7 +209,7 @@ def choose_batching(
         else:
             choice = "plain"
     rounded = rounded and choice != "packed"
-    up = ", their lengths rounded up for the sake of attention's plans" if rounded else ""
+    up = ", lengths rounded up" if rounded else ""
     if choice == "plain":
         chosen = plan(rounded=rounded)
         say(f"rows in random order{up}, {chosen.padding():.1%} of the tokens are padding")

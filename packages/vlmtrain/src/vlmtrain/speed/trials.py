@@ -104,19 +104,19 @@ def keep_compiled_if_right(trial: TrialPass, say: Callable[[str], None]) -> bool
     Returns:
         False where they differ in any process: then nothing is compiled from here on.
     """
-    compiled = trial.gradient_norm()
     ratio, obstacle = None, ""
-    with torch.compiler.set_stance("force_eager"):
-        try:
+    try:
+        compiled = trial.gradient_norm()
+        with torch.compiler.set_stance("force_eager"):
             ratio = _ratio(compiled, trial.gradient_norm())
-        except torch.OutOfMemoryError:
-            obstacle = "takes more memory than there is"
-        except RuntimeError as error:
-            # the run itself can go on
-            obstacle = f"fails: {' '.join(str(error).split())[:200]}"
+    except torch.OutOfMemoryError:
+        obstacle = "takes more memory than there is"
+    except RuntimeError as error:
+        # the run itself may go well, or says more of it
+        obstacle = f"fails: {' '.join(str(error).split())[:200]}"
     ratios = [each for each in gather(ratio) if each is not None]
     if not ratios:
-        say(f"compiled layers: their gradients are not checked, a pass without compiling {obstacle}")
+        say(f"compiled layers: their gradients are not checked, a pass {obstacle}")
         return True
     worst = max(ratios, key=_distance)
     found = f"gradients of the first pass have {worst:.2f} times the norm that they have without compiling"
