@@ -114,6 +114,10 @@ def keep_compiled_if_right(trial: TrialPass, say: Callable[[str], None]) -> bool
     except RuntimeError as error:
         # the run itself may go well, or says more of it
         obstacle = f"fails: {' '.join(str(error).split())[:200]}"
+    if torch.cuda.is_available():
+        # what uncompiled layers took is free for the run, and no part of its peak
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     ratios = [each for each in gather(ratio) if each is not None]
     if not ratios:
         say(f"compiled layers: their gradients are not checked, a pass {obstacle}")

@@ -1,0 +1,51 @@
+"""Compiled layers on a GPU have the gradients of uncompiled ones, in the ways that `fit` has them compiled."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+REPOSITORY = Path(__file__).parents[2]
+FAMILIES = ["qwen2.5-vl", "gemma3", "llama3.2-vision", "pixtral", "llava-1.5"]
+
+
+def run(*command: object) -> str:
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_gemma_3_compiled_in_parts_is_right_at_its_real_size(tmp_path: Path) -> None:
+    out = run(REPOSITORY / "benchmarks" / "compiled_gradients.py", "--work", tmp_path)
+    ratios = [float(ratio) for ratio in re.findall(r"^ *\d+  in parts +([\d.]+)", out, re.MULTILINE)]
+    assert len(ratios) == 3
+    assert ratios == pytest.approx([1.0] * 3, rel=0.05)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_check_before_the_first_step_finds_them_right(family: str, tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("rows", REPOSITORY / "tests" / "train" / "conftest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    rows = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rows)
+    data = rows.write_folder(tmp_path / "data", {"train": [rows.make_row(i) for i in range(16)]})
+    run("-m", "vlmtrain", "tiny", family, tmp_path / "model")
+    options = ["--max-steps", 2, "--batch-size", 4, "--load-in", "16bit", "--backend", "unsloth", "--no-report"]
+    out = run(
+        "-m", "vlmtrain", "fit", "--data", data, "--model", tmp_path / "model", "--out", tmp_path / "run", *options
+    )
+    [ratio] = re.findall(r"gradients of the first pass have ([\d.]+) times", out)
+    assert float(ratio) == pytest.approx(1.0, rel=0.1)
