@@ -101,21 +101,18 @@ def choose_layers(out: Path) -> None:
 
 
 def name_attention(out: Path) -> None:
-    """How every family's model attends, module by module, after it was loaded, and whether layers compile whole."""
+    """How every family's model attends, module by module, after it was loaded."""
     from vlmtrain.backends import unsloth as backend
     from vlmtrain.processors import load_processor
     from vlmtrain.source import find_model
 
-    found: dict[str, Any] = {}
+    found: dict[str, list[str]] = {}
     for folder in sorted(Path("tiny").iterdir()):
         source = find_model(str(folder))
         options: dict[str, Any] = {"load_in": "16bit", "max_length": 512, "method": "lora", "checkpointing": "on"}
         model = backend.load_model(source, load_processor(source), **options, trust_remote_code=False).model
         attending = [module for name, module in model.named_modules() if name.endswith("attn")]
-        found[folder.name] = {
-            "attention": sorted({module.config._attn_implementation for module in attending}),
-            "whole": os.environ["UNSLOTH_BLOCK_COMPILE"],
-        }
+        found[folder.name] = sorted({module.config._attn_implementation for module in attending})
     out.write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -21,10 +21,10 @@ from vlmtrain.processes import process_count
 from vlmtrain.speed.attention import kernel_obstacle, takes_any_size, use_varlen_vision, vision_gains, window_tokens
 from vlmtrain.speed.batches import BatchPlan
 from vlmtrain.speed.compiled_blocks import CompiledBlocks, compile_vision_blocks, keep_if_faster
+from vlmtrain.speed.cudnn import plans_by_length
 from vlmtrain.speed.frozen_vision import skip_frozen_vision
 from vlmtrain.speed.memory import fit_to_memory
 from vlmtrain.speed.packing import PackedCollator, can_pack
-from vlmtrain.speed.rounding import plans_by_length
 from vlmtrain.speed.trainer import Arrangement
 from vlmtrain.speed.trials import TrialPass, keep_compiled_if_right
 from vlmtrain.speed.vision_inputs import VisionInputs

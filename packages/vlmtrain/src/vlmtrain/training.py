@@ -25,7 +25,8 @@ from vlmtrain.rows import Rows, sample_indices
 from vlmtrain.run_folder import RunFolder, check_run_folder, open_run_folder
 from vlmtrain.run_page import write_run_page
 from vlmtrain.run_summary import Laps, note_inputs, summarise
-from vlmtrain.speed.rounding import RoundingCollator, plans_by_length
+from vlmtrain.speed.cudnn import leave_for_wide_heads, plans_by_length
+from vlmtrain.speed.rounding import RoundingCollator
 from vlmtrain.speed.trainer import Arrangement
 from vlmtrain.stops import Stopped, StopRequest
 from vlmtrain.trainable import describe_trainable, list_trainable, widen_trained_copies
@@ -66,6 +67,8 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
         prepared = prepare(config)
         laps.end("checking the set")
         loaded = _load_for_training(config, prepared)
+        if channels := leave_for_wide_heads(loaded.model):
+            say(f"attention: not cuDNN's, whose gradients were wrong with heads of {channels} channels (docs/speed.md)")
         collate = _make_collator(config, prepared, loaded)
         arrangement = arrange(config, prepared.train, prepared.backend, loaded, collate, say)
         schedule = plan_schedule(config, arrangement.plan.steps)

@@ -56,11 +56,6 @@ __all__ = [
 NAME = "unsloth"
 COMPILES = True
 
-_BLOCK_COMPILE = os.environ.get("UNSLOTH_BLOCK_COMPILE")
-# Compiled whole for 300 or 304 tokens, layers of Gemma 3 had gradients of 17 to 24,600 times the norm (H200, torch
-# 2.11), with flex attention and with cuDNN's; compiled in parts they were right (benchmarks/compiled_gradients.py).
-_COMPILED_IN_PARTS = ("gemma3",)
-
 _CHECKPOINTING: dict[str, bool | str] = {"auto": "unsloth", "unsloth": "unsloth", "on": True, "off": False}
 
 
@@ -93,7 +88,6 @@ def load_model(
         if full:
             # master weights in float32, products in bfloat16
             arguments |= {"dtype": None, "float32_mixed_precision": True}
-    _choose_compilation(source)
     if source.revision is not None and source.adapter is None:
         arguments["revision"] = source.revision
     elif source.revision is not None:
@@ -108,14 +102,6 @@ def load_model(
     return LoadedModel(
         model=model, processor=processor, source=source, backend=NAME, load_in=load_in, dtype=model.dtype
     )
-
-
-def _choose_compilation(source: ModelSource) -> None:
-    """Whether layers of the language model are compiled whole or in parts; what the environment says wins."""
-    in_parts = source.config["model_type"] in _COMPILED_IN_PARTS
-    os.environ["UNSLOTH_BLOCK_COMPILE"] = _BLOCK_COMPILE or ("0" if in_parts else "1")
-    if in_parts and _BLOCK_COMPILE is None:
-        print("layers: compiled in parts (compiled whole, gradients of this family were wrong on an H200)", flush=True)
 
 
 def add_adapter(loaded: LoadedModel, config: AdapterConfig, *, checkpointing: str, seed: int) -> None:

@@ -1,8 +1,11 @@
-"""Lengths of padded batches rounded up, so that the GPU meets few different ones.
+"""Lengths of padded batches rounded up, so that the GPU meets few different ones, and none that are known to go wrong.
 
 On GPUs of compute capability 9.0 and above torch prefers cuDNN's attention, which makes a plan for each length it has
 not met: 0.1 to 0.3 s, at times 3 s, forward and backward (benchmarks/README.md). Padded batches have hundreds of
 lengths; rounded up, by 1/32 at most, there are 32 between a length and its double.
+
+Lengths that leave 64 over 128 are passed over: with a mask, cuDNN's gradients of queries are no numbers there where all
+scores of a query are far below zero, as some heads of real models have them (pytorch's issue 196678, torch 2.11 on).
 """
 
 from __future__ import annotations
@@ -14,30 +17,26 @@ import torch
 
 from vlmtrain.masks import IGNORE_INDEX
 
-__all__ = ["RoundingCollator", "pad_tokens", "plans_by_length", "round_up"]
+__all__ = ["RoundingCollator", "pad_tokens", "round_up"]
 
 Batch = dict[str, Any]
 
-_HOPPER = (9, 0)
 _BITS = 6
+_TILE = 128
 _FILLINGS = {
     **{"attention_mask": 0, "labels": IGNORE_INDEX, "token_type_ids": 0, "mm_token_type_ids": 0},
     "cross_attention_mask": 0,
 }
 
 
-def plans_by_length(device: torch.device) -> bool:
-    """Whether attention takes long for each length that it has not met."""
-    if device.type != "cuda" or not torch.backends.cuda.cudnn_sdp_enabled():
-        return False
-    capability: tuple[int, int] = torch.cuda.get_device_capability(device)
-    return capability >= _HOPPER
-
-
 def round_up(length: int) -> int:
-    """The next number whose binary digits are 0 from the seventh on: 37 stays, 300 becomes 304, 1500 becomes 1504."""
+    """The next number whose binary digits are 0 from the seventh on, and which does not leave 64 over 128.
+
+    37 stays, 300 becomes 304, and 315, past 320, becomes 328.
+    """
     step = 1 << max(0, length.bit_length() - _BITS)
-    return -(-length // step) * step
+    rounded = -(-length // step) * step
+    return rounded + step if rounded % _TILE == _TILE // 2 else rounded
 
 
 def pad_tokens(batch: Batch, more: int, pad_token_id: int) -> Batch:
