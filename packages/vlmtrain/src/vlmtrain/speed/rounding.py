@@ -2,7 +2,7 @@
 
 On GPUs of compute capability 9.0 and above torch prefers cuDNN's attention, which makes a plan for each length it has
 not met: 0.1 to 0.3 s, at times 3 s, forward and backward (benchmarks/README.md). Padded batches have hundreds of
-lengths; rounded up, by 1/32 at most, there are 32 between a length and its double.
+lengths; rounded up, by 1/32 as a rule, there are at most 32 between a length and its double.
 
 Lengths that leave 64 over 128 are passed over: with a mask, cuDNN's gradients of queries are no numbers there where all
 scores of a query are far below zero, as some heads of real models have them (pytorch's issue 196678, torch 2.11 on).
