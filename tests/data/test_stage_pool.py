@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import textwrap
+import threading
 from collections.abc import Callable
+from concurrent.futures.process import _ExecutorManagerThread
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -108,6 +111,33 @@ def test_a_row_that_kills_its_worker_is_left_out(tmp_path: Path, settings: WorkS
     marker = read_marker(StagedFiles(settings.folder, 4))
     assert marker is not None
     assert [(each.row, each.reason) for each in marker.rejections] == [(42, "worker_crashed"), (44, "worker_crashed")]
+
+
+def test_a_worker_that_the_pool_has_missed_is_not_waited_for(
+    tmp_path: Path, settings: WorkSettings, work: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a broken pool misses one that is being started while it ends the others, and then waits for it."""
+    terminate, ask_workers = BaseProcess.terminate, _ExecutorManagerThread.shutdown_workers
+    missed: list[BaseProcess] = []
+    asked: list[object] = []
+
+    def end(process: BaseProcess) -> None:
+        if threading.current_thread() is threading.main_thread():
+            terminate(process)
+        else:
+            missed.append(process)
+
+    def ask_all_but_the_first(manager: _ExecutorManagerThread) -> None:
+        if asked:
+            ask_workers(manager)
+        asked.append(manager)
+
+    monkeypatch.setattr(BaseProcess, "terminate", end)
+    monkeypatch.setattr(_ExecutorManagerThread, "shutdown_workers", ask_all_but_the_first)
+    summaries = list(run_partitions(make_tasks([["fine"]] * 8, tmp_path), settings, 2, work("die_once")))
+    assert sum(each.kept for each in summaries) == 8
+    assert missed
+    assert not any(process.is_alive() for process in missed)
 
 
 def test_a_worker_that_dies_once_costs_no_row(tmp_path: Path, settings: WorkSettings, work: Callable) -> None:

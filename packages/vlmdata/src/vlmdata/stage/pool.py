@@ -71,8 +71,8 @@ def run_partitions(
                 return
             except BrokenProcessPool:
                 # one worker died, and the pool ended the others with it: whose fault it was shows when each of their
-                # partitions runs alone
-                pool.shutdown(wait=True, cancel_futures=True)
+                # partitions runs alone. A worker that was started at that moment it may have missed, and would wait for
+                _end_pool(pool)
                 finished = [future.result() for future in running if _is_done(future)]
                 suspects = [task for future, task in running.items() if not _is_done(future)]
                 running.clear()
