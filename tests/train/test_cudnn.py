@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from vlmtrain.speed.cudnn import leave_for_wide_heads, plans_by_length
+from vlmtrain.speed.cudnn import leave_for_wide_heads, prefers_cudnn
 
 HOPPER = (9, 0)
 
@@ -36,7 +36,7 @@ def test_heads_of_256_channels_go_without_on_hopper(tiny: Any, monkeypatch: pyte
     assert leave_for_wide_heads(model_on("cuda", tiny, "gemma3", 256)) == 256
     assert not torch.backends.cuda.cudnn_sdp_enabled()
     # and attention that plans by no length needs no rounding
-    assert not plans_by_length(torch.device("cuda"))
+    assert not prefers_cudnn(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_every_family_tells_the_width_of_its_heads(tiny: Any, monkeypatch: pytes
         ("cpu", HOPPER, True, False),
     ],
 )
-def test_gpus_that_plan_by_length(
+def test_gpus_on_which_torch_prefers_it(
     device: str, capability: tuple[int, int], cudnn: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     torch.backends.cuda.enable_cudnn_sdp(cudnn)
-    assert plans_by_length(torch.device(device)) == expected
+    assert prefers_cudnn(torch.device(device)) == expected

@@ -1,7 +1,7 @@
 """cuDNN's attention, which torch takes by itself on Hopper and later GPUs: fast, with two faults around it.
 
 With heads of 256 channels, as Gemma 3 has them, and a mask, gradients were garbage in compiled layers on an H200, and
-right with any other attention (benchmarks/compiled_gradients.py). Its backward pass for such heads was mended in June
+right with the memory-efficient one (benchmarks/compiled_gradients.py). Its backward pass for such heads was mended in June
 2026 (pull request 326 of cudnn-frontend); whether that is the reason is not known. And it makes a plan for each length
 that it has not met, which takes long: see `vlmtrain.speed.rounding`.
 """
@@ -14,7 +14,7 @@ import torch
 
 from vlmtrain.loaded import base_of
 
-__all__ = ["leave_for_wide_heads", "plans_by_length"]
+__all__ = ["leave_for_wide_heads", "prefers_cudnn"]
 
 _HOPPER = (9, 0)
 _MOST_CHANNELS = 128
@@ -31,18 +31,14 @@ def leave_for_wide_heads(model: Any) -> int:
     """
     text = base_of(model).config.get_text_config()
     channels = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    if channels <= _MOST_CHANNELS or not _is_preferred(next(model.parameters()).device):
+    if channels <= _MOST_CHANNELS or not prefers_cudnn(next(model.parameters()).device):
         return 0
     torch.backends.cuda.enable_cudnn_sdp(False)
     return channels
 
 
-def plans_by_length(device: torch.device) -> bool:
-    """Whether attention takes long for each length that it has not met."""
-    return _is_preferred(device)
-
-
-def _is_preferred(device: torch.device) -> bool:
+def prefers_cudnn(device: torch.device) -> bool:
+    """Whether torch takes cuDNN's attention there by itself."""
     if device.type != "cuda" or not torch.backends.cuda.cudnn_sdp_enabled():
         return False
     capability: tuple[int, int] = torch.cuda.get_device_capability(device)
