@@ -10,6 +10,7 @@ are, without cuDNN's attention.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -86,11 +87,13 @@ def compare(
             torch.backends.cuda.enable_cudnn_sdp(cudnn)
             trial = TrialPass([], loaded, arrangement)
             with torch.compiler.set_stance(stance):
-                times, norm = [], 0.0
+                times, norms = [], []
                 for _ in range(4):
                     began = time.perf_counter()
-                    norm = max(norm, trial.gradient_norm())
+                    norms.append(trial.gradient_norm())
                     times.append(time.perf_counter() - began)
+            # a norm that is no number is the worst
+            norm = max(norms, key=lambda each: math.inf if math.isnan(each) else each)
             plain = plain or norm
             yield length, way, norm / plain, min(times[1:]), times[0]
 

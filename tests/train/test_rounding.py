@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
@@ -70,3 +71,40 @@ def test_the_choice_is_printed(batching: str, rounded: bool, settings: Any) -> N
     plan = choose_batching(config, np.array([300] * 9), "qwen2_5_vl", said.append, has_kernel=True, rounded=True)
     assert plan.rounded == rounded
     assert ["rounded up" in line for line in said] == [rounded]
+
+
+def test_a_run_has_its_batches_rounded_where_torch_prefers_cudnn(
+    settings: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vlmtrain import arrangement, training
+
+    monkeypatch.setattr(rounding, "_BITS", 2)
+    widths: dict[bool, set[int]] = {}
+    losses: dict[bool, list[float]] = {}
+    collate = VisionCollator.__call__
+    rounded = RoundingCollator.__call__
+    seen: set[int] = set()
+
+    def watch(call: Any) -> Any:
+        def run(self: Any, rows: Any) -> Any:
+            batch = call(self, rows)
+            seen.add(batch["input_ids"].shape[1])
+            return batch
+
+        return run
+
+    for preferred, call in ((False, collate), (True, rounded)):
+        seen.clear()
+        monkeypatch.setattr(training, "prefers_cudnn", lambda _, preferred=preferred: preferred)
+        monkeypatch.setattr(arrangement, "prefers_cudnn", lambda _, preferred=preferred: preferred)
+        owner = RoundingCollator if preferred else VisionCollator
+        monkeypatch.setattr(owner, "__call__", watch(call))
+        run = training.fit(settings(out=tmp_path / str(preferred), max_steps=2))
+        monkeypatch.setattr(owner, "__call__", call)
+        assert ("lengths rounded up" in capsys.readouterr().out) is preferred
+        lines = map(json.loads, run.metrics.read_text(encoding="utf-8").splitlines())
+        losses[preferred] = [line["loss"] for line in lines if "loss" in line]
+        widths[preferred] = set(seen)
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+    assert widths[True] <= {round_up(width) for width in widths[False]}
+    assert not widths[True] <= widths[False]
