@@ -73,7 +73,7 @@ def test_the_choice_is_printed(batching: str, rounded: bool, settings: Any) -> N
     assert ["rounded up" in line for line in said] == [rounded]
 
 
-def test_a_run_has_its_batches_rounded_where_torch_prefers_cudnn(
+def test_a_run_has_its_batches_rounded_where_torch_takes_cudnn(
     settings: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from vlmtrain import arrangement, training
@@ -93,18 +93,18 @@ def test_a_run_has_its_batches_rounded_where_torch_prefers_cudnn(
 
         return run
 
-    for preferred, call in ((False, collate), (True, rounded)):
+    for taken, call in ((False, collate), (True, rounded)):
         seen.clear()
-        monkeypatch.setattr(training, "prefers_cudnn", lambda _, preferred=preferred: preferred)
-        monkeypatch.setattr(arrangement, "prefers_cudnn", lambda _, preferred=preferred: preferred)
-        owner = RoundingCollator if preferred else VisionCollator
+        monkeypatch.setattr(training, "takes_cudnn", lambda _, taken=taken: taken)
+        monkeypatch.setattr(arrangement, "takes_cudnn", lambda _, taken=taken: taken)
+        owner = RoundingCollator if taken else VisionCollator
         monkeypatch.setattr(owner, "__call__", watch(call))
-        run = training.fit(settings(out=tmp_path / str(preferred), max_steps=2))
+        run = training.fit(settings(out=tmp_path / str(taken), max_steps=2))
         monkeypatch.setattr(owner, "__call__", call)
-        assert ("lengths rounded up" in capsys.readouterr().out) is preferred
+        assert ("lengths rounded up" in capsys.readouterr().out) is taken
         lines = map(json.loads, run.metrics.read_text(encoding="utf-8").splitlines())
-        losses[preferred] = [line["loss"] for line in lines if "loss" in line]
-        widths[preferred] = set(seen)
+        losses[taken] = [line["loss"] for line in lines if "loss" in line]
+        widths[taken] = set(seen)
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
     assert widths[True] <= {round_up(width) for width in widths[False]}
     assert not widths[True] <= widths[False]

@@ -21,7 +21,7 @@ from vlmtrain.processes import process_count
 from vlmtrain.speed.attention import kernel_obstacle, takes_any_size, use_varlen_vision, vision_gains, window_tokens
 from vlmtrain.speed.batches import BatchPlan
 from vlmtrain.speed.compiled_blocks import CompiledBlocks, compile_vision_blocks, keep_if_faster
-from vlmtrain.speed.cudnn import prefers_cudnn
+from vlmtrain.speed.cudnn import takes_cudnn
 from vlmtrain.speed.frozen_vision import skip_frozen_vision
 from vlmtrain.speed.memory import fit_to_memory
 from vlmtrain.speed.packing import PackedCollator, can_pack
@@ -79,7 +79,7 @@ def arrange(
     model_type = loaded.model.config.model_type
     device = next(loaded.model.parameters()).device
     plan = choose_batching(
-        config, train.lengths.tokens, model_type, say, has_kernel=has_kernel, rounded=prefers_cudnn(device)
+        config, train.lengths.tokens, model_type, say, has_kernel=has_kernel, rounded=takes_cudnn(loaded.model)
     )
     steps = config.optimizer.count_steps(plan.steps)
     blocks = _choose_compilation(config, backend, loaded, steps, say, frozen=bool(frozen))

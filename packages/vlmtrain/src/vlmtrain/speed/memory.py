@@ -25,7 +25,7 @@ from vlmtrain.speed.checkpointing import (
     measure_layers,
 )
 from vlmtrain.speed.trainer import Arrangement
-from vlmtrain.speed.trials import TrialPass, forget
+from vlmtrain.speed.trials import TrialPass
 
 __all__ = ["fit_to_memory"]
 
@@ -58,9 +58,8 @@ def fit_to_memory(
     def run(size: int) -> None:
         TrialPass([train.rows[row] for row in heaviest[size][0]], loaded, arrangement).run()
 
-    with torch.random.fork_rng(devices=[device]):
-        size, measured = _measure(switches, [n for n in sizes if n <= arrangement.rows], run, loaded.model, device)
-        choice = _confirm(switches, candidates, (measured, heaviest[size][1]), run, config, loaded.model)
+    size, measured = _measure(switches, [n for n in sizes if n <= arrangement.rows], run, device)
+    choice = _confirm(switches, candidates, (measured, heaviest[size][1]), run, config, loaded.model)
     peak = torch.cuda.max_memory_allocated(device)
     choice = _agree(choice, candidates)
     switches.keep_last(choice.kept)
@@ -73,7 +72,7 @@ def fit_to_memory(
 
 
 def _measure(
-    switches: LayerSwitches, sizes: list[int], run: Callable[[int], None], model: Any, device: Any
+    switches: LayerSwitches, sizes: list[int], run: Callable[[int], None], device: Any
 ) -> tuple[int, Measured]:
     """Weighs the layers in a pass of the first of some falling sizes that fits."""
     for size in sizes:
@@ -81,7 +80,7 @@ def _measure(
             run(size)  # once unmeasured: kernels are compiled, and their work space is kept from then on
             return size, measure_layers(switches, functools.partial(run, size), device)
         except torch.cuda.OutOfMemoryError:
-            forget(model)
+            continue
     raise ResourceError(
         f"the GPU's memory holds not even a forward pass of {sizes[-1]} rows with every layer recomputed; "
         "try --load-in 4bit, or a set with a smaller --max-side"
@@ -106,7 +105,6 @@ def _confirm(
         try:
             run(choice.candidate.rows)
         except torch.cuda.OutOfMemoryError:
-            forget(model)
             budget = round(budget * MEMORY_SHARE)
         else:
             return choice

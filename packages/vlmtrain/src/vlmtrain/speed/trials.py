@@ -13,7 +13,7 @@ from vlmtrain.loaded import LoadedModel
 from vlmtrain.processes import gather
 from vlmtrain.speed.trainer import Arrangement
 
-__all__ = ["TrialPass", "forget", "keep_compiled_if_right"]
+__all__ = ["TrialPass", "keep_compiled_if_right"]
 
 # A norm further off than this comes from no rounding, and from no other draw of dropout.
 _MOST_RATIO = 2.0
@@ -80,11 +80,11 @@ class TrialPass:
                             loss, _ = self._arrangement.sum_of_losses(model, self._batch)
                     loss.backward()
             except RuntimeError:
-                forget(model)
+                _forget(model)
                 raise
 
 
-def forget(model: Any) -> None:
+def _forget(model: Any) -> None:
     """Lets go of gradients, and of memory that nobody uses."""
     model.zero_grad(set_to_none=True)
     gc.collect()
