@@ -27,13 +27,6 @@ def run(*command: object) -> str:
     return done.stdout
 
 
-def test_gemma_3_without_cudnns_attention_is_right_at_its_real_size(tmp_path: Path) -> None:
-    out = run(REPOSITORY / "benchmarks" / "compiled_gradients.py", "--work", tmp_path)
-    ratios = [float(ratio) for ratio in re.findall(r"^ *\d+  whole +([\d.]+)", out, re.MULTILINE)]
-    assert len(ratios) == 2
-    assert ratios == pytest.approx([1.0, 1.0], rel=0.05)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_check_before_the_first_step_finds_them_right(family: str, tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("rows", REPOSITORY / "tests" / "train" / "conftest.py")

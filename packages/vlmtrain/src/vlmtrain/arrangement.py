@@ -21,6 +21,7 @@ from vlmtrain.processes import process_count
 from vlmtrain.speed.attention import kernel_obstacle, takes_any_size, use_varlen_vision, vision_gains, window_tokens
 from vlmtrain.speed.batches import BatchPlan
 from vlmtrain.speed.compiled_blocks import CompiledBlocks, compile_vision_blocks, keep_if_faster
+from vlmtrain.speed.compiler_race import race_of
 from vlmtrain.speed.cudnn import takes_cudnn
 from vlmtrain.speed.frozen_vision import skip_frozen_vision
 from vlmtrain.speed.memory import fit_to_memory
@@ -70,19 +71,16 @@ def arrange(
         ConfigError: Something was asked for that this model or device does not have.
         ResourceError: Not even one row fits in the GPU's memory.
     """
-    import torch
-
     has_kernel = _choose_attention(config, loaded, say)
     frozen = skip_frozen_vision(loaded.model)
     if frozen:
         say(f"vision tower: frozen, its {len(frozen)} blocks go without a backward pass")
     model_type = loaded.model.config.model_type
-    device = next(loaded.model.parameters()).device
     plan = choose_batching(
         config, train.lengths.tokens, model_type, say, has_kernel=has_kernel, rounded=takes_cudnn(loaded.model)
     )
     steps = config.optimizer.count_steps(plan.steps)
-    blocks = _choose_compilation(config, backend, loaded, steps, say, frozen=bool(frozen))
+    compiles, blocks = _choose_compilation(config, backend, loaded, steps, say, frozen=bool(frozen))
     arrangement = Arrangement(plan=plan, frozen=frozen)
     if config.speed.loss_on == "supervised" or (config.speed.loss_on == "auto" and backend.NAME == "unsloth"):
         arrangement.score = backend.score_supervised
@@ -101,17 +99,7 @@ def arrange(
     if plans_memory(config):
         fit_to_memory(config, train, loaded, arrangement, say)
 
-    def first_pass() -> TrialPass:
-        return TrialPass([train.rows[row] for row in arrangement.plan.arrange(0)[0]], loaded, arrangement)
-
-    if blocks is not None and blocks.enabled and config.speed.compile_vision == "auto":
-        keep_if_faster(blocks, first_pass().run, torch.cuda.synchronize, say)
-        if not blocks.enabled and plans_memory(config):
-            # blocks as they were keep more
-            fit_to_memory(config, train, loaded, arrangement, say)
-    compiles = (backend.COMPILES and device.type == "cuda") or (blocks is not None and blocks.enabled)
-    if compiles and not keep_compiled_if_right(first_pass(), say) and plans_memory(config):
-        fit_to_memory(config, train, loaded, arrangement, say)
+    _try_compiled(config, train, loaded, arrangement, say, compiles=compiles, blocks=blocks)
     return arrangement
 
 
@@ -151,20 +139,53 @@ def _choose_windows(loaded: LoadedModel) -> tuple[bool, str]:
 
 def _choose_compilation(
     config: FitConfig, backend: Backend, loaded: LoadedModel, steps: int, say: Say, *, frozen: bool
-) -> CompiledBlocks | None:
-    """Compiles the vision tower's blocks where that can pay."""
+) -> tuple[bool, CompiledBlocks | None]:
+    """Whether the backend compiles language layers, and the blocks of the vision tower, compiled where that can pay."""
+    import torch
+
+    on_gpu = next(loaded.model.parameters()).device.type == "cuda"
+    compiles = backend.COMPILES and on_gpu
+    if compiles and (race := race_of(loaded.model)):
+        torch.compiler.set_stance("force_eager")
+        say(f"compiled layers: none in this run, as {race} (docs/speed.md)")
+        return False, None
     wanted = config.speed.compile_vision
-    device = next(loaded.model.parameters()).device
-    if wanted == "off" or (wanted == "auto" and (frozen or device.type != "cuda")):
-        return None
+    if wanted == "off" or (wanted == "auto" and (frozen or not on_gpu)):
+        return compiles, None
     if wanted == "auto" and steps < _WORTHWHILE_STEPS:
         say(f"vision tower: not compiled for {steps} steps; tried from {_WORTHWHILE_STEPS} on (--compile-vision on)")
-        return None
+        return compiles, None
     blocks = compile_vision_blocks(loaded.model, say, make_traceable=backend.make_traceable)
     if not blocks.count:
-        return None
+        return compiles, None
     say(f"vision tower: {blocks.count} blocks are compiled before the first step")
-    return blocks
+    return compiles, blocks
+
+
+def _try_compiled(
+    config: FitConfig,
+    train: CheckedSplit,
+    loaded: LoadedModel,
+    arrangement: Arrangement,
+    say: Say,
+    *,
+    compiles: bool,
+    blocks: CompiledBlocks | None,
+) -> None:
+    """Keeps the vision blocks compiled where that is faster, and all that is compiled where it is right."""
+    import torch
+
+    def first_pass() -> TrialPass:
+        return TrialPass([train.rows[row] for row in arrangement.plan.arrange(0)[0]], loaded, arrangement)
+
+    if blocks is not None and blocks.enabled and config.speed.compile_vision == "auto":
+        keep_if_faster(blocks, first_pass().run, torch.cuda.synchronize, say)
+        if not blocks.enabled and plans_memory(config):
+            # blocks as they were keep more
+            fit_to_memory(config, train, loaded, arrangement, say)
+    compiles |= blocks is not None and blocks.enabled
+    if compiles and not keep_compiled_if_right(first_pass(), say) and plans_memory(config):
+        fit_to_memory(config, train, loaded, arrangement, say)
 
 
 def choose_batching(

@@ -68,10 +68,7 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
         laps.end("checking the set")
         loaded = _load_for_training(config, prepared)
         if channels := leave_for_wide_heads(loaded.model):
-            say(
-                f"language attention: not cuDNN's, whose gradients were wrong with heads of {channels} channels "
-                "(docs/speed.md)"
-            )
+            say(f"language attention: not cuDNN's, which had a fault with heads of {channels} channels (docs/speed.md)")
         collate = _make_collator(config, prepared, loaded)
         arrangement = arrange(config, prepared.train, prepared.backend, loaded, collate, say)
         schedule = plan_schedule(config, arrangement.plan.steps)

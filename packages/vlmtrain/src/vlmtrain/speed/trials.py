@@ -94,8 +94,7 @@ def _forget(model: Any) -> None:
 def keep_compiled_if_right(trial: TrialPass, say: Callable[[str], None]) -> bool:
     """Holds the gradients of compiled layers against those of the same layers as they are.
 
-    Compiled as a whole for batches of some lengths, layers of Gemma 3 had gradients of 17 to 24,600 times the norm on
-    an H200 (docs/speed.md); nothing else showed it.
+    A compiler's faults show in nothing else at first: see `vlmtrain.speed.compiler_race`.
 
     Args:
         trial: A pass of the run.
