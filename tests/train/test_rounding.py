@@ -18,7 +18,7 @@ from vlmtrain.arrangement import choose_batching
 from vlmtrain.collator import VisionCollator
 from vlmtrain.speed import rounding
 from vlmtrain.speed.batches import BatchPlan
-from vlmtrain.speed.rounding import RoundingCollator, round_up
+from vlmtrain.speed.rounding import RoundingCollator, prefers_cudnn, round_up
 
 
 @given(st.integers(1, 10**6))
@@ -73,7 +73,24 @@ def test_the_choice_is_printed(batching: str, rounded: bool, settings: Any) -> N
     assert ["rounded up" in line for line in said] == [rounded]
 
 
-def test_a_run_has_its_batches_rounded_where_torch_takes_cudnn(
+@pytest.mark.parametrize(
+    ("device", "capability", "enabled", "expected"),
+    [
+        ("cuda", (9, 0), True, True),
+        ("cuda", (8, 9), True, False),
+        ("cuda", (9, 0), False, False),
+        ("cpu", (9, 0), True, False),
+    ],
+)
+def test_gpus_on_which_torch_prefers_cudnn(
+    device: str, capability: tuple[int, int], enabled: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: enabled)
+    assert prefers_cudnn(torch.device(device)) == expected
+
+
+def test_a_run_has_its_batches_rounded_where_torch_prefers_cudnn(
     settings: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from vlmtrain import arrangement, training
@@ -93,18 +110,18 @@ def test_a_run_has_its_batches_rounded_where_torch_takes_cudnn(
 
         return run
 
-    for taken, call in ((False, collate), (True, rounded)):
+    for preferred, call in ((False, collate), (True, rounded)):
         seen.clear()
-        monkeypatch.setattr(training, "takes_cudnn", lambda _, taken=taken: taken)
-        monkeypatch.setattr(arrangement, "takes_cudnn", lambda _, taken=taken: taken)
-        owner = RoundingCollator if taken else VisionCollator
+        monkeypatch.setattr(training, "prefers_cudnn", lambda _, preferred=preferred: preferred)
+        monkeypatch.setattr(arrangement, "prefers_cudnn", lambda _, preferred=preferred: preferred)
+        owner = RoundingCollator if preferred else VisionCollator
         monkeypatch.setattr(owner, "__call__", watch(call))
-        run = training.fit(settings(out=tmp_path / str(taken), max_steps=2))
+        run = training.fit(settings(out=tmp_path / str(preferred), max_steps=2))
         monkeypatch.setattr(owner, "__call__", call)
-        assert ("lengths rounded up" in capsys.readouterr().out) is taken
+        assert ("lengths rounded up" in capsys.readouterr().out) is preferred
         lines = map(json.loads, run.metrics.read_text(encoding="utf-8").splitlines())
-        losses[taken] = [line["loss"] for line in lines if "loss" in line]
-        widths[taken] = set(seen)
+        losses[preferred] = [line["loss"] for line in lines if "loss" in line]
+        widths[preferred] = set(seen)
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
     assert widths[True] <= {round_up(width) for width in widths[False]}
     assert not widths[True] <= widths[False]

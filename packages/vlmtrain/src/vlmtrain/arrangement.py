@@ -22,10 +22,10 @@ from vlmtrain.speed.attention import kernel_obstacle, takes_any_size, use_varlen
 from vlmtrain.speed.batches import BatchPlan
 from vlmtrain.speed.compiled_blocks import CompiledBlocks, compile_vision_blocks, keep_if_faster
 from vlmtrain.speed.compiler_race import race_of
-from vlmtrain.speed.cudnn import takes_cudnn
 from vlmtrain.speed.frozen_vision import skip_frozen_vision
 from vlmtrain.speed.memory import fit_to_memory
 from vlmtrain.speed.packing import PackedCollator, can_pack
+from vlmtrain.speed.rounding import prefers_cudnn
 from vlmtrain.speed.trainer import Arrangement
 from vlmtrain.speed.trials import TrialPass, keep_compiled_if_right
 from vlmtrain.speed.vision_inputs import VisionInputs
@@ -76,9 +76,8 @@ def arrange(
     if frozen:
         say(f"vision tower: frozen, its {len(frozen)} blocks go without a backward pass")
     model_type = loaded.model.config.model_type
-    plan = choose_batching(
-        config, train.lengths.tokens, model_type, say, has_kernel=has_kernel, rounded=takes_cudnn(loaded.model)
-    )
+    rounded = prefers_cudnn(next(loaded.model.parameters()).device)
+    plan = choose_batching(config, train.lengths.tokens, model_type, say, has_kernel=has_kernel, rounded=rounded)
     steps = config.optimizer.count_steps(plan.steps)
     compiles, blocks = _choose_compilation(config, backend, loaded, steps, say, frozen=bool(frozen))
     arrangement = Arrangement(plan=plan, frozen=frozen)

@@ -25,8 +25,7 @@ from vlmtrain.rows import Rows, sample_indices
 from vlmtrain.run_folder import RunFolder, check_run_folder, open_run_folder
 from vlmtrain.run_page import write_run_page
 from vlmtrain.run_summary import Laps, note_inputs, summarise
-from vlmtrain.speed.cudnn import leave_for_wide_heads, takes_cudnn
-from vlmtrain.speed.rounding import RoundingCollator
+from vlmtrain.speed.rounding import RoundingCollator, prefers_cudnn
 from vlmtrain.speed.trainer import Arrangement
 from vlmtrain.stops import Stopped, StopRequest
 from vlmtrain.trainable import describe_trainable, list_trainable, widen_trained_copies
@@ -67,8 +66,6 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False) -> 
         prepared = prepare(config)
         laps.end("checking the set")
         loaded = _load_for_training(config, prepared)
-        if channels := leave_for_wide_heads(loaded.model):
-            say(f"language attention: not cuDNN's, which had a fault with heads of {channels} channels (docs/speed.md)")
         collate = _make_collator(config, prepared, loaded)
         arrangement = arrange(config, prepared.train, prepared.backend, loaded, collate, say)
         schedule = plan_schedule(config, arrangement.plan.steps)
@@ -179,7 +176,7 @@ def _make_collator(config: FitConfig, prepared: Prepared, loaded: LoadedModel) -
     batch = collate([prepared.train.rows[0]])
     shown = show_masked_row(batch["input_ids"][0].tolist(), batch["labels"][0].tolist(), prepared.chat)
     say(f"first row, with what carries loss between ⟦ and ⟧:\n{shown}")
-    if takes_cudnn(loaded.model):
+    if prefers_cudnn(next(loaded.model.parameters()).device):
         return RoundingCollator(collate, prepared.processor.tokenizer.pad_token_id)
     return collate
 

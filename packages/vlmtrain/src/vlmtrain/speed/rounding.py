@@ -17,16 +17,25 @@ import torch
 
 from vlmtrain.masks import IGNORE_INDEX
 
-__all__ = ["RoundingCollator", "pad_tokens", "round_up"]
+__all__ = ["RoundingCollator", "pad_tokens", "prefers_cudnn", "round_up"]
 
 Batch = dict[str, Any]
 
 _BITS = 6
 _TILE = 128
+_HOPPER = (9, 0)
 _FILLINGS = {
     **{"attention_mask": 0, "labels": IGNORE_INDEX, "token_type_ids": 0, "mm_token_type_ids": 0},
     "cross_attention_mask": 0,
 }
+
+
+def prefers_cudnn(device: torch.device) -> bool:
+    """Whether torch takes cuDNN's attention there by itself."""
+    if device.type != "cuda" or not torch.backends.cuda.cudnn_sdp_enabled():
+        return False
+    capability: tuple[int, int] = torch.cuda.get_device_capability(device)
+    return capability >= _HOPPER
 
 
 def round_up(length: int) -> int:
