@@ -117,9 +117,9 @@ def test_short_runs_go_without_unless_asked(
     monkeypatch.setattr(arrangement, "compile_vision_blocks", lambda *_, **__: CompiledBlocks(count=4))
     on_gpu = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda"))]))
     said: list[str] = []
-    blocks = arrangement._choose_compilation(
+    _, blocks = arrangement._choose_compilation(
         settings(compile_vision=wanted),
-        SimpleNamespace(make_traceable=untouched),
+        SimpleNamespace(make_traceable=untouched, COMPILES=False),
         SimpleNamespace(model=on_gpu),
         steps,
         said.append,
