@@ -25,8 +25,9 @@ $(VENV)/.installed: requirements/lock.txt packages/vlmdata/pyproject.toml packag
 demo: setup
 	$(MAKE) -C examples/digits BIN=$(abspath $(BIN))
 
+# Two processes on two cores: more threads of each would wait for each other.
 test: lint types
-	$(BIN)/pytest -m "not slow and not gpu" -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist worksteal
 
 test-slow: setup
 	$(BIN)/pytest -m slow
