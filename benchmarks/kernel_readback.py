@@ -1,7 +1,7 @@
 """Kernels of torch's compiler that read back what other threads have written, found without a GPU.
 
-    TORCHINDUCTOR_CACHE_DIR=DIR vlmtrain fit …          # on a GPU, with a torch before 2.14
-    python benchmarks/kernel_readback.py DIR            # anywhere, with the Triton of that torch
+    TORCHINDUCTOR_CACHE_DIR=DIR python benchmarks/compiled_gradients.py --work WORK    # on a GPU, torch before 2.14
+    python benchmarks/kernel_readback.py DIR                                   # anywhere, with that torch's Triton
 
 Inductor leaves its kernels in DIR. Those that write a buffer in a loop and read it in a later one are compiled for the
 GPU that they were made for, as far as Triton's choice of which thread takes which element. Where a buffer's reader has
@@ -32,17 +32,15 @@ def main() -> None:
     parser.add_argument("--channels", type=int, nargs=2, metavar=("FROM", "TO"), help="as if rows had another length")
     options = parser.parse_args()
     print(f"Triton {triton.__version__}")
-    seen: set[str] = set()
-    for name, source in find_kernels(options.folder):
+    kernels = sorted(set(find_kernels(options.folder)))
+    readers = [(name, source) for name, source in kernels if reads_back(source)]
+    for name, source in readers:
         if options.channels is not None:
             source = resize(source, *options.channels)
-        if name in seen or not reads_back(source):
-            continue
-        seen.add(name)
         for block, warps, buffer, writer, reader, waits in compare_layouts(source):
             verdict = "after a barrier" if waits else "by the same threads" if writer == reader else "BY OTHERS"
             print(f"{name}\n    {block}, {warps} warps: {buffer} is read {verdict}\n        {writer}\n        {reader}")
-    print(f"{len(seen)} kernels read back what they have written")
+    print(f"{len(readers)} of {len(kernels)} looped kernels read back what they have written")
 
 
 def find_kernels(folder: Path) -> Iterator[tuple[str, str]]:

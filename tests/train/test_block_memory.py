@@ -106,15 +106,11 @@ def kept_numbers(forward: Callable[..., Any], block: Any, call: Call, width: int
     return sum(size for size, _ in storages.values()) / 2 / positions
 
 
-# Tracing takes ten seconds a family; the towers left for `make test-slow` are built like one of the others.
-SLOW = [pytest.param(family, False, marks=pytest.mark.slow) for family in ("qwen2-vl", "qwen3-vl", "llava-1.5")]
-
-
 @pytest.mark.parametrize(
     ("family", "in_windows"),
     [
-        *(("qwen2.5-vl", False), ("qwen2.5-vl", True), ("gemma3", False), ("pixtral", False)),
-        *(("llama3.2-vision", False), *SLOW),
+        *(("qwen2-vl", False), ("qwen2.5-vl", False), ("qwen2.5-vl", True), ("qwen3-vl", False), ("gemma3", False)),
+        *(("pixtral", False), ("llava-1.5", False), ("llama3.2-vision", False)),
     ],
 )
 def test_a_compiled_block_keeps_what_the_partitioner_keeps(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -25,15 +25,8 @@ for _ in range(steps):
 
 
 @pytest.fixture(scope="module")
-def turns() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "turns.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def turns(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("turns")
 
 
 def count_lines(path: Path) -> int:
