@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -32,9 +33,33 @@ FIT = [
 ]
 
 
+# Python imports this first in every process
+WATCH_HOSTS = """
+import socket
+
+def noting(host, *more, ask=socket.getaddrinfo, **named):
+    with open({hosts!r}, "a") as file:
+        file.write(str(host) + chr(10))
+    return ask(host, *more, **named)
+
+open({hosts!r}, "a").close()
+socket.getaddrinfo = noting
+"""
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """This one's, with the hosts looked up noted in `hosts.txt`, and the stack of a crash in native code on stderr."""
+    (directory / "sitecustomize.py").write_text(WATCH_HOSTS.format(hosts=str(directory / "hosts.txt")))
+    # without what makes libraries report less than they do to a user
+    user = {name: value for name, value in os.environ.items() if name not in ("CI", "HF_HUB_DISABLE_TELEMETRY")}
+    return user | {"PYTHONPATH": str(directory), "PYTHONFAULTHANDLER": "1"}
+
+
 def run(program: str, *arguments: object, directory: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", program, *map(str, arguments)]
-    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        command, cwd=directory, env=environment(directory), capture_output=True, text=True, timeout=600
+    )
 
 
 def succeed(program: str, *arguments: object, directory: Path) -> str:
@@ -134,3 +159,7 @@ def test_make_sees_results_as_targets(work: Path) -> None:
     )  # fmt: skip
     assert manifest.read_bytes() == before
     assert manifest.stat().st_mtime_ns > time_before
+
+
+def test_no_command_looks_a_host_up(work: Path) -> None:
+    assert (work / "hosts.txt").read_text() == ""

@@ -1,4 +1,4 @@
-"""Keeps the libraries' chatter out of the output, so that what this program says is seen. Errors still come through."""
+"""Keeps the libraries' chatter out of the output, and from the network. Errors still come through."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ def quieten_libraries() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     # Tokenizers' threads and forked loader workers do not go together; it says so on every fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # TRL tells its makers of each run, in a thread that reads the environment to look their host up, while accelerate
+    # writes it: now and then a run ended in a segmentation fault, in glibc's getenv.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in _LOGGERS:
