@@ -25,6 +25,7 @@ from vlmtrain.speed.compiler_race import race_of
 from vlmtrain.speed.frozen_vision import skip_frozen_vision
 from vlmtrain.speed.memory import fit_to_memory
 from vlmtrain.speed.packing import PackedCollator, can_pack
+from vlmtrain.speed.patch_products import embed_patches_by_products
 from vlmtrain.speed.rounding import prefers_cudnn
 from vlmtrain.speed.trainer import Arrangement
 from vlmtrain.speed.trials import TrialPass, keep_compiled_if_right
@@ -72,6 +73,7 @@ def arrange(
         ResourceError: Not even one row fits in the GPU's memory.
     """
     has_kernel = _choose_attention(config, loaded, say)
+    embed_patches_by_products(loaded.model)
     frozen = skip_frozen_vision(loaded.model)
     if frozen:
         say(f"vision tower: frozen, its {len(frozen)} blocks go without a backward pass")
@@ -148,6 +150,10 @@ def _choose_compilation(
         torch.compiler.set_stance("force_eager")
         say(f"compiled layers: none in this run, as {race} (docs/speed.md)")
         return False, None
+    if on_gpu:
+        from vlmtrain.speed.product_sums import add_products_in_place
+
+        add_products_in_place()
     wanted = config.speed.compile_vision
     if wanted == "off" or (wanted == "auto" and (frozen or not on_gpu)):
         return compiles, None
