@@ -60,7 +60,7 @@ def main() -> None:
     options.key_heads = options.key_heads or options.heads
     for masked in (False, True):
         time_pass(512, options, masked=masked, repeated=False)  # what is loaded once
-    print(f"{'backend':15} {'mask':7} {'first, median ms':>17} {'most ms':>9} {'again, median ms':>17}")
+    print(f"{'backend':15} {'mask':7} {'first, median ms':>17} {'most ms':>9} {'at':>5} {'again, median ms':>17}")
     # no backend meets a length that another has met
     start = options.start
     for name, backend in BACKENDS.items():
@@ -69,14 +69,16 @@ def main() -> None:
                 continue  # it takes no mask
             first, again = [], []
             with sdpa_kernel(backend) if backend is not None else contextlib.nullcontext():
-                for length in range(start, start + options.step * LENGTHS, options.step):
+                lengths = range(start, start + options.step * LENGTHS, options.step)
+                for length in lengths:
                     for times in (first, again):
                         seconds = time_pass(length, options, masked=masked, repeated=name == REPEATED)
                         times.append(1e3 * seconds)
             start += options.step * LENGTHS
             kind = "a mask" if masked else "causal"
-            figures = (statistics.median(first), max(first), statistics.median(again))
-            print(f"{name:15} {kind:7} {figures[0]:17.1f} {figures[1]:9.1f} {figures[2]:17.1f}", flush=True)
+            most = max(first)
+            figures = f"{statistics.median(first):17.1f} {most:9.1f} {lengths[first.index(most)]:5}"
+            print(f"{name:15} {kind:7} {figures} {statistics.median(again):17.1f}", flush=True)
 
 
 if __name__ == "__main__":
