@@ -150,10 +150,6 @@ def _choose_compilation(
         torch.compiler.set_stance("force_eager")
         say(f"compiled layers: none in this run, as {race} (docs/speed.md)")
         return False, None
-    if on_gpu:
-        from vlmtrain.speed.product_sums import add_products_in_place
-
-        add_products_in_place()
     wanted = config.speed.compile_vision
     if wanted == "off" or (wanted == "auto" and (frozen or not on_gpu)):
         return compiles, None
