@@ -1,11 +1,12 @@
 """Kernels of torch's compiler that read back what other threads have written, found without a GPU.
 
-    TORCHINDUCTOR_CACHE_DIR=DIR python benchmarks/compiled_gradients.py --work WORK    # on a GPU, torch before 2.14
-    python benchmarks/kernel_readback.py DIR                                   # anywhere, with that torch's Triton
+    TMPDIR=DIR python benchmarks/compiled_gradients.py --work WORK     # on a GPU, torch before 2.14; DIR is there
+    python benchmarks/kernel_readback.py DIR                   # anywhere, with that torch's Triton
 
-Inductor leaves its kernels in DIR. Those that write a buffer in a loop and read it in a later one are compiled for the
-GPU that they were made for, as far as Triton's choice of which thread takes which element. Where a buffer's reader has
-another layout than its writer, and no barrier lies between, a thread may read before the other has written.
+Inductor leaves its kernels in DIR (Unsloth takes TORCHINDUCTOR_CACHE_DIR out of the environment). Those that write a
+buffer in a loop and read it in a later one are compiled for the GPU that they were made for, as far as Triton's choice
+of which thread takes which element. Where a buffer's reader has another layout than its writer, and no barrier lies
+between, a thread may read before the other has written.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Patches embedded by a matrix product in the Qwen vision towers, instead of a convolution.
 
 A patch comes in as a row of numbers and becomes a row of channels. transformers makes a small volume of each row and
-folds it with a kernel just as large: the same product, by a convolution that takes 4 ms of a step of 560 for 30,000
-patches where the product takes 0.2 (H200, 16 bit).
+folds it with a kernel just as large: the same product, by a convolution that takes 3.8 ms of a step of 550 (8 pictures
+of 1000×750, H200, 16 bit).
 """
 
 from __future__ import annotations
