@@ -33,7 +33,7 @@ FIT = [
 ]
 
 
-# Python imports this first in every process
+# as sitecustomize, which Python imports when it starts
 WATCH_HOSTS = """
 import socket
 
@@ -49,10 +49,12 @@ socket.getaddrinfo = noting
 
 def environment(directory: Path) -> dict[str, str]:
     """This one's, with the hosts looked up noted in `hosts.txt`, and the stack of a crash in native code on stderr."""
-    (directory / "sitecustomize.py").write_text(WATCH_HOSTS.format(hosts=str(directory / "hosts.txt")))
+    watch = WATCH_HOSTS.format(hosts=str(directory / "hosts.txt"))
+    (directory / "sitecustomize.py").write_text(watch, encoding="utf-8")
     # without what makes libraries report less than they do to a user
     user = {name: value for name, value in os.environ.items() if name not in ("CI", "HF_HUB_DISABLE_TELEMETRY")}
-    return user | {"PYTHONPATH": str(directory), "PYTHONFAULTHANDLER": "1"}
+    paths = filter(None, (str(directory), os.environ.get("PYTHONPATH")))
+    return user | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONFAULTHANDLER": "1"}
 
 
 def run(program: str, *arguments: object, directory: Path) -> subprocess.CompletedProcess[str]:
@@ -162,4 +164,4 @@ def test_make_sees_results_as_targets(work: Path) -> None:
 
 
 def test_no_command_looks_a_host_up(work: Path) -> None:
-    assert (work / "hosts.txt").read_text() == ""
+    assert (work / "hosts.txt").read_text(encoding="utf-8") == ""

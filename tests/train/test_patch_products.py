@@ -16,7 +16,7 @@ def test_a_product_embeds_as_the_convolution_does(family: str, layers: int, tiny
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(tiny(family))
-    [*embedding] = [module for module in base_of(model).modules() if type(module).__name__.endswith("PatchEmbed")]
+    embedding = [module for module in base_of(model).modules() if type(module).__name__.endswith("PatchEmbed")]
     torch.manual_seed(0)
     patches = [torch.randn(5, each.proj.weight[0].numel()) for each in embedding]
 

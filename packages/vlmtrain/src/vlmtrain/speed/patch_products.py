@@ -37,11 +37,12 @@ def _embeds_rows(module: torch.nn.Module) -> bool:
     proj = getattr(module, "proj", None)
     if not type(module).__name__.endswith("PatchEmbed") or not isinstance(proj, torch.nn.Conv3d):
         return False
-    volume = (module.temporal_patch_size, module.patch_size, module.patch_size)
-    return bool(proj.kernel_size == proj.stride == volume)
+    frames, side = (getattr(module, name, None) for name in ("temporal_patch_size", "patch_size"))
+    return bool(proj.kernel_size == proj.stride == (frames, side, side))
 
 
 def _forward(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     """Patches `(N, C·T·P·P)` to `(N, H)`."""
-    weight = layer.proj.weight
-    return torch.nn.functional.linear(hidden_states.to(weight.dtype), weight.flatten(1), layer.proj.bias)
+    weight = layer.proj.weight.flatten(1)
+    rows = hidden_states.to(weight.dtype).reshape(-1, weight.shape[1])
+    return torch.nn.functional.linear(rows, weight, layer.proj.bias)
