@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,19 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from made_rows import make_conversation, make_row, turn, write_folder
 from vlmdata.families import FAMILIES
 
 TESTS = Path(__file__).parents[1]
 
 
-def load_module(path: Path):
-    spec = importlib.util.spec_from_file_location(f"contract_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def make_conversations(turn) -> list[list[dict]]:
+def make_conversations() -> list[list[dict]]:
     """What a mask may stumble over."""
     return [
         [turn("user", "Which?"), turn("assistant", "red")],
@@ -49,15 +42,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vlmtrain.tiny import make_tiny
 
     work = tmp_path_factory.mktemp("backends")
-    made = load_module(TESTS / "train" / "conftest.py")
     # rows of one and two answers, so that a mean of means differs from the mean over all tokens
-    train = [made.make_row(i, turns=1 + (i % 3 == 0), images=1 + (i % 5 == 0)) for i in range(16)]
+    train = [make_row(i, turns=1 + (i % 3 == 0), images=1 + (i % 5 == 0)) for i in range(16)]
     # longer than any row that is trained on
-    long = [made.turn("user", None, "Which colour is this? " * 20), made.turn("assistant", "red")]
-    val = [*(made.make_row(100 + i) for i in range(4)), made.make_conversation(200, long, [(56, 56)])]
-    made.write_folder(work / "data", {"train": train, "val": val})
+    long = [turn("user", None, "Which colour is this? " * 20), turn("assistant", "red")]
+    val = [*(make_row(100 + i) for i in range(4)), make_conversation(200, long, [(56, 56)])]
+    write_folder(work / "data", {"train": train, "val": val})
     (work / "fit.yaml").write_text(json.dumps(SETTINGS | {"data": "data", "model": "model"}), encoding="utf-8")
-    (work / "conversations.json").write_text(json.dumps(make_conversations(made.turn)), encoding="utf-8")
+    (work / "conversations.json").write_text(json.dumps(make_conversations()), encoding="utf-8")
     for family in FAMILIES:
         make_tiny(family, work / "tiny" / family, hidden_size=64, layers=2, vision_hidden_size=64, vision_layers=2)
     (work / "model").symlink_to(work / "tiny" / "qwen2.5-vl")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,18 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from made_rows import make_row, write_folder
+
 TESTS = Path(__file__).parents[1]
 
 
 def test_compiled_vision_blocks_train_as_they_are(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("contract_rows", TESTS / "train" / "conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
     from vlmtrain.tiny import make_tiny
 
-    made.write_folder(tmp_path / "data", {"train": [made.make_row(i, images=1 + (i % 3 == 0)) for i in range(8)]})
+    write_folder(tmp_path / "data", {"train": [make_row(i, images=1 + (i % 3 == 0)) for i in range(8)]})
     make_tiny("qwen2.5-vl", tmp_path / "model", hidden_size=64, layers=2)
     options = ["--max-steps", "2", "--batch-size", "4", "--grad-accum", "1", "--lr", "1e-2", "--warmup", "0"]
     options += ["--gradient-checkpointing", "off", "--attention", "varlen", "--batching", "packed", "--no-report"]

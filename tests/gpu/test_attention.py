@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 
@@ -15,13 +15,8 @@ pytestmark = [
 ]
 
 
-def test_no_way_is_further_from_float32_than_the_loop() -> None:
-    path = Path(__file__).parents[2] / "benchmarks" / "attention_parity.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def test_no_way_is_further_from_float32_than_the_loop(load_benchmark: Callable[[str], ModuleType]) -> None:
+    script = load_benchmark("attention_parity")
     for case, shape in script.CASES.items():
         ways = {name: errors for name, errors, _ms in script.compare_ways(*shape)}
         loop = ways.pop("loop")

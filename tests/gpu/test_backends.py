@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from made_rows import make_row, write_folder
 
 torch = pytest.importorskip("torch")
 
@@ -14,25 +17,17 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-REPOSITORY = Path(__file__).parents[2]
-
-
-def load_script(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.mark.parametrize("precision", ["16bit", "4bit"])
-def test_first_losses_agree_and_exports_are_the_model(precision: str, tmp_path: Path) -> None:
-    script = load_script(REPOSITORY / "benchmarks" / "backends.py")
-    fixtures = load_script(REPOSITORY / "tests" / "train" / "conftest.py")
-    data = fixtures.write_folder(
+def test_first_losses_agree_and_exports_are_the_model(
+    precision: str, tmp_path: Path, load_benchmark: Callable[[str], ModuleType]
+) -> None:
+    script = load_benchmark("backends")
+    data = write_folder(
         tmp_path / "data",
         {
-            "train": [fixtures.make_row(i, turns=1 + (i % 5 == 0)) for i in range(96)],
-            "val": [fixtures.make_row(1000 + i) for i in range(16)],
+            "train": [make_row(i, turns=1 + (i % 5 == 0)) for i in range(96)],
+            "val": [make_row(1000 + i) for i in range(16)],
         },
     )
     [result] = script.compare_backends(data, tmp_path / "out", family="qwen2.5-vl", steps=10, precisions=[precision])

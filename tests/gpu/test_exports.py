@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from made_rows import make_row, turn, write_folder
 
 torch = pytest.importorskip("torch")
 
@@ -27,14 +28,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vlmtrain.tiny import make_tiny
 
     work = tmp_path_factory.mktemp("exports")
-    spec = importlib.util.spec_from_file_location("made", TESTS / "train" / "conftest.py")
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    train = [made.make_row(i) for i in range(96)]
+    train = [make_row(i) for i in range(96)]
     # wrong labels, which the ranking has to find
     for row in train[:3]:
-        row["messages"][-1] = made.turn("assistant", "purple")
-    made.write_folder(work / "data", {"train": train, "val": [made.make_row(1000 + i) for i in range(VAL_ROWS)]})
+        row["messages"][-1] = turn("assistant", "purple")
+    write_folder(work / "data", {"train": train, "val": [make_row(1000 + i) for i in range(VAL_ROWS)]})
     make_tiny("qwen2.5-vl", work / "model")
     done = subprocess.run(
         [sys.executable, str(TESTS / "gpu" / "export_session.py"), str(work)],

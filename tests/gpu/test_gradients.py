@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from made_rows import make_row, write_folder
 
 torch = pytest.importorskip("torch")
 
@@ -17,7 +18,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-REPOSITORY = Path(__file__).parents[2]
 FAMILIES = ["qwen2.5-vl", "gemma3", "llama3.2-vision", "pixtral", "llava-1.5"]
 
 
@@ -29,12 +29,7 @@ def run(*command: object) -> str:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_check_before_the_first_step_finds_them_right(family: str, tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("rows", REPOSITORY / "tests" / "train" / "conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    rows = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rows)
-    data = rows.write_folder(tmp_path / "data", {"train": [rows.make_row(i) for i in range(16)]})
+    data = write_folder(tmp_path / "data", {"train": [make_row(i) for i in range(16)]})
     run("-m", "vlmtrain", "tiny", family, tmp_path / "model")
     options = ["--max-steps", 2, "--batch-size", 4, "--load-in", "16bit", "--backend", "unsloth", "--no-report"]
     out = run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -11,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from made_rows import make_row, write_folder
 
 torch = pytest.importorskip("torch")
 
@@ -30,10 +31,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vlmtrain.tiny import make_tiny
 
     work = tmp_path_factory.mktemp("resume")
-    spec = importlib.util.spec_from_file_location("made", Path(__file__).parents[1] / "train" / "conftest.py")
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    made.write_folder(work / "data", {"train": [made.make_row(i) for i in range(64)]})
+    write_folder(work / "data", {"train": [make_row(i) for i in range(64)]})
     make_tiny("qwen2.5-vl", work / "model")
     return work
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from transformers import GenerationConfig
@@ -14,15 +12,10 @@ from vlmdata.families import FAMILIES
 from vlmtrain.processors import load_chat_format, load_processor
 from vlmtrain.source import find_model
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "family_stages.py"
-
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_benchmark):
+    return load_benchmark("family_stages")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
