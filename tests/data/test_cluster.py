@@ -6,6 +6,8 @@ import io
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,8 @@ from vlmdata.build import BuildReport, build_folder
 from vlmdata.cli import main
 
 ROWS, PICTURES = 2600, 8
-# Every Python process of the cluster runs this first: a picture that kills, and pictures that take their time.
+# Every Python process of the cluster runs this first: a picture that kills, and pictures that take their time. A node's
+# worker that has begun with one leaves a file, named after the process of the node that started it.
 CUSTOMIZE = """
 import os, signal, sys, time
 if any("default_worker" in word or "forkserver" in word for word in sys.orig_argv):
@@ -31,7 +34,8 @@ if any("default_worker" in word or "forkserver" in word for word in sys.orig_arg
     def prepare(data, *rest):
         if b"KILL" in data:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.05)
+        open(os.path.join(os.path.dirname(__file__), str(os.getppid())), "a").close()
+        time.sleep(0.1)
         return real(data, *rest)
     remembered.prepare_pages = prepare
 """
@@ -59,7 +63,7 @@ def cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             if "timed out during startup" not in str(error):
                 raise
             pytest.skip("this machine is too busy to start a Ray node within Ray's own 30 s")
-        yield SimpleNamespace(address=running.address, cluster=running, nodes=nodes)
+        yield SimpleNamespace(address=running.address, cluster=running, nodes=nodes, begun=code)
         running.shutdown()
 
 
@@ -77,12 +81,12 @@ def write_set(folder: Path) -> Path:
 
 
 def with_killer(folder: Path) -> Path:
-    """The same set, with one more row."""
+    """The same set, with a picture that kills in the third partition: the first two are begun with."""
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30)).save(buffer, "PNG")
     (folder / "killer.png").write_bytes(buffer.getvalue() + b"KILL")
     lines = (folder / "set.jsonl").read_text().splitlines()
-    lines[700] = json.dumps({"image": "killer.png", "question": "Which row?", "answer": "the last one"})
+    lines[1200] = json.dumps({"image": "killer.png", "question": "Which row?", "answer": "the last one"})
     (folder / "set.jsonl").write_text("\n".join(lines))
     return folder
 
@@ -121,20 +125,31 @@ def test_a_lost_node_costs_nothing(cluster: Any, tmp_path: Path, monkeypatch: py
             lost.append(task.number)
         return summary
 
-    def kill_node(_: Any) -> None:
-        if cluster.nodes:
-            cluster.cluster.remove_node(cluster.nodes.pop(), allow_graceful=False)
+    def kill_node() -> None:
+        """Once it is at its first partition, which takes it a second; idle, it would have nothing to lose."""
+        node = cluster.nodes.pop()
+        [raylet] = node.all_processes["raylet"]
+        begun = cluster.begun / str(raylet.process.pid)
+        begun.unlink(missing_ok=True)  # by the test before this one
+        ready.set()
+        while not begun.exists():
+            time.sleep(0.01)
+        cluster.cluster.remove_node(node, allow_graceful=False)
 
     monkeypatch.setattr(vlmdata.stage.cluster, "_result", count_lost)
-    # an input's first partitions are done so fast that the node might have nothing to lose
     monkeypatch.setattr(vlmdata.stage.partitions, "FIRST_PARTITION_ROWS", 512)
     options = {"engine": "ray", "ray_address": cluster.address}
-    there = build(folder, tmp_path / "there", on_partition=kill_node, **options)
-    assert not cluster.nodes
+    ready = threading.Event()
+    killer = threading.Thread(target=kill_node, daemon=True)
+    killer.start()
+    assert ready.wait(timeout=10)
+    there = build(folder, tmp_path / "there", **options)
+    killer.join(timeout=60)
+    assert not killer.is_alive()
     assert len(lost) >= 2  # that of the poison row, and what the node was at
     assert dict(there.manifest.counts.rejected) == {"empty_text": 1, "image_missing": 1, "worker_crashed": 1}
     lines = [json.loads(line) for line in (tmp_path / "there" / "rejected.jsonl").read_text().splitlines()]
-    assert [(line["row"], line["reason"]) for line in lines][1] == (700, "worker_crashed")
+    assert [(line["row"], line["reason"]) for line in lines][1] == (1200, "worker_crashed")
     cluster.nodes.append(cluster.cluster.add_node(num_cpus=1, object_store_memory=80 << 20))
     # the picture is none for a process without the patch, whose reason is another; every kept row is the same
     here = build(folder, tmp_path / "here", workers=1)
