@@ -125,24 +125,23 @@ def test_a_lost_node_costs_nothing(cluster: Any, tmp_path: Path, monkeypatch: py
             lost.append(task.number)
         return summary
 
+    node = cluster.nodes.pop()
+    [raylet] = node.all_processes["raylet"]
+    begun = cluster.begun / str(raylet.process.pid)
+    begun.unlink(missing_ok=True)  # by the test before this one
+
     def kill_node() -> None:
         """Once it is at its first partition, which takes it a second; idle, it would have nothing to lose."""
-        node = cluster.nodes.pop()
-        [raylet] = node.all_processes["raylet"]
-        begun = cluster.begun / str(raylet.process.pid)
-        begun.unlink(missing_ok=True)  # by the test before this one
-        ready.set()
         while not begun.exists():
             time.sleep(0.01)
         cluster.cluster.remove_node(node, allow_graceful=False)
 
     monkeypatch.setattr(vlmdata.stage.cluster, "_result", count_lost)
+    # so that the row that kills is in the third partition
     monkeypatch.setattr(vlmdata.stage.partitions, "FIRST_PARTITION_ROWS", 512)
     options = {"engine": "ray", "ray_address": cluster.address}
-    ready = threading.Event()
     killer = threading.Thread(target=kill_node, daemon=True)
     killer.start()
-    assert ready.wait(timeout=10)
     there = build(folder, tmp_path / "there", **options)
     killer.join(timeout=60)
     assert not killer.is_alive()

@@ -58,10 +58,13 @@ def environment(directory: Path) -> dict[str, str]:
 
 
 def run(program: str, *arguments: object, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command, which must not look a host up."""
     command = [sys.executable, "-m", program, *map(str, arguments)]
-    return subprocess.run(
+    done = subprocess.run(
         command, cwd=directory, env=environment(directory), capture_output=True, text=True, timeout=600
     )
+    assert (directory / "hosts.txt").read_text(encoding="utf-8") == ""
+    return done
 
 
 def succeed(program: str, *arguments: object, directory: Path) -> str:
@@ -95,14 +98,20 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     assert "read 25 = kept 24 + rejected 1" in said
     succeed("vlmtrain", "tiny", "qwen2.5-vl", "model", "--hidden-size", 64, "--layers", 2, directory=folder)
-    succeed("vlmtrain", "fit", "--data", "data", "--model", "model", "--out", "run", *FIT, directory=folder)
+    said = succeed("vlmtrain", "fit", "--data", "data", "--model", "model", "--out", "run", *FIT, directory=folder)
+    assert "patches are embedded by a matrix product" in said
     return folder
 
 
 def test_a_run_ended_by_sigterm_goes_on_to_the_same_weights(work: Path) -> None:
     command = ["-m", "vlmtrain", "fit", "--data", "data", "--model", "model", "--out", "stopped", *map(str, FIT)]
     with subprocess.Popen(
-        [sys.executable, *command], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *command],
+        cwd=work,
+        env=environment(work),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         for line in process.stdout:
             if line.startswith(f"step 3/{STEPS}: loss"):
@@ -161,7 +170,3 @@ def test_make_sees_results_as_targets(work: Path) -> None:
     )  # fmt: skip
     assert manifest.read_bytes() == before
     assert manifest.stat().st_mtime_ns > time_before
-
-
-def test_no_command_looks_a_host_up(work: Path) -> None:
-    assert (work / "hosts.txt").read_text(encoding="utf-8") == ""

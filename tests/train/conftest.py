@@ -7,13 +7,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from made_rows import encode_picture, make_conversation, make_row, turn, write_folder
+from made_rows import make_conversation, make_row, turn, write_folder
 from vlmdata.schema import Row
 
 # Two threads on two busy cores mostly wait for each other, and spin while they do.
@@ -46,14 +45,6 @@ def unlike_rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]
     chosen.append(make_conversation(4, [turn("user", "A word?"), turn("assistant", "yes, of many letters")]))
     opened = open_rows(open_folder(write_folder(tmp_path_factory.mktemp("rows"), {"train": chosen})).split("train"))
     return [opened[index] for index in range(len(opened))]
-
-
-@pytest.fixture(scope="session")
-def made() -> SimpleNamespace:
-    """Functions of made_rows, for tests that make rows of their own."""
-    return SimpleNamespace(
-        turn=turn, conversation=make_conversation, row=make_row, folder=write_folder, picture=encode_picture
-    )
 
 
 @pytest.fixture

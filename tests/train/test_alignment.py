@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from made_rows import make_conversation, turn, write_folder
 from vlmdata.errors import DataError
 from vlmdata.families import FAMILIES
 from vlmdata.shards import open_folder
@@ -26,41 +27,39 @@ def measure(model_or_run: Path, folder: Path, rows: int = 24, *, blind: bool = F
     return measure_alignment(checked, model, rows, batch_size=4)
 
 
-def test_a_model_that_looks_tells_a_set_that_is_out_of_step(full_run, made, build, tmp_path) -> None:
+def test_a_model_that_looks_tells_a_set_that_is_out_of_step(full_run, build, tmp_path) -> None:
     names = {"red": "green", "green": "blue", "blue": "white", "white": "red"}
 
     def rows(answer_of) -> list:
         turns = ["red", "green", "blue", "white"] * 3
-        question = made.turn("user", None, "Which colour is this?")
+        question = turn("user", None, "Which colour is this?")
         return [
-            made.conversation(i, [question, made.turn("assistant", answer_of(each))], [(56, 56)], each)
+            make_conversation(i, [question, turn("assistant", answer_of(each))], [(56, 56)], each)
             for i, each in enumerate(turns)
         ]
 
-    found = measure(full_run, made.folder(tmp_path / "right", {"train": rows(str)}))
+    found = measure(full_run, write_folder(tmp_path / "right", {"train": rows(str)}))
     assert found.rows == 12
     assert found.own < found.swapped
     assert found.low > 0
     assert found.describe().endswith("texts and pictures belong together")
-    shifted = measure(full_run, made.folder(tmp_path / "shifted", {"train": rows(names.get)}))
+    shifted = measure(full_run, write_folder(tmp_path / "shifted", {"train": rows(names.get)}))
     assert shifted.own > found.own
     assert shifted.low <= 0
     assert "may be out of step" in shifted.describe()
 
 
-def test_a_model_that_does_not_look_sees_no_difference(tiny_qwen, made, build) -> None:
-    question = made.turn("user", None, "Which colour is this?")
+def test_a_model_that_does_not_look_sees_no_difference(tiny_qwen, build) -> None:
+    question = turn("user", None, "Which colour is this?")
     names = ["red", "green", "blue", "white"] * 2
-    rows = [
-        made.conversation(i, [question, made.turn("assistant", name)], [(56, 56)], name) for i, name in enumerate(names)
-    ]
+    rows = [make_conversation(i, [question, turn("assistant", name)], [(56, 56)], name) for i, name in enumerate(names)]
     found = measure(tiny_qwen, build(rows), rows=8, blind=True)
     assert found.rows == 8
     assert found.swapped == pytest.approx(found.own, abs=1e-5)
     assert "this model sees no difference" in found.describe()
 
 
-def test_rows_without_pictures_cannot_be_compared(tiny_qwen, made, build) -> None:
-    row = made.conversation(0, [made.turn("user", "2+2?"), made.turn("assistant", "4")])
+def test_rows_without_pictures_cannot_be_compared(tiny_qwen, build) -> None:
+    row = make_conversation(0, [turn("user", "2+2?"), turn("assistant", "4")])
     with pytest.raises(DataError, match="--align needs at least two rows"):
         measure(tiny_qwen, build([row, row]))

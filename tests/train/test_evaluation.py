@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from made_rows import make_conversation, make_row, turn
 from vlmdata.errors import ConfigError, DataError, MissingDependencyError
 from vlmdata.manifest import read_manifest
 from vlmdata.shards import open_folder
@@ -50,10 +51,10 @@ def test_swapped_pictures_are_a_permutation_among_rows_of_as_many(rows) -> None:
                 assert all(labels[donors[row]] != labels[row] for row in members)
 
 
-def test_rows_are_questions_with_references(made, build) -> None:
-    several = [made.turn("user", None, "Which?"), made.turn("assistant", "red")]
-    several += [made.turn("user", "Sure?"), made.turn("assistant", "Yes", ".")]
-    rows = [made.conversation(0, several, [(56, 56)]), made.row(1)]
+def test_rows_are_questions_with_references(build) -> None:
+    several = [turn("user", None, "Which?"), turn("assistant", "red")]
+    several += [turn("user", "Sure?"), turn("assistant", "Yes", ".")]
+    rows = [make_conversation(0, several, [(56, 56)]), make_row(1)]
     rows[1]["references"] = []
     rows[0]["references"] = ["Yes.", "yes"]
     first, second = read_eval_rows(open_folder(build(rows)).split("train"), limit=None, seed=0)
@@ -209,8 +210,8 @@ def test_precisions_that_this_machine_cannot_hold_are_refused_first(full_copy, m
     assert EvalConfig(precision=("4bit, 16bit", "8bit", "4bit")).precisions == ("16bit", "8bit", "4bit")
 
 
-def test_labels_are_tabulated(made, build, full_run, tmp_path) -> None:
-    rows = [made.row(i) for i in range(100, 112)]
+def test_labels_are_tabulated(build, full_run, tmp_path) -> None:
+    rows = [make_row(i) for i in range(100, 112)]
     for row in rows[:2]:
         row["references"] = ["purple"]
     data = build(rows[:1], val=rows)
@@ -238,11 +239,11 @@ def test_texts_are_not_tabulated() -> None:
     assert not are_labels([[f"label {i // 2}"] for i in range(102)])
 
 
-def test_the_page_shows_the_rows_that_went_wrong(looked, full_run, made, build, tmp_path) -> None:
+def test_the_page_shows_the_rows_that_went_wrong(looked, full_run, build, tmp_path) -> None:
     page = looked[1].with_suffix(".html").read_text()
     assert "Every row is right by exact match" in page
     assert "own - swapped, paired" in page
-    rows = [made.row(i) for i in range(100, 106)]
+    rows = [make_row(i) for i in range(100, 106)]
     rows[3]["references"] = ["<b>purple</b> \u202e"]
     evaluate(str(full_run), EvalConfig(data=build(rows[:1], val=rows), out=tmp_path / "e.json"))
     page = (tmp_path / "e.html").read_text()

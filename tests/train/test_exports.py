@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from made_rows import make_row, write_folder
 from vlmdata.errors import ConfigError, DataError, MissingDependencyError, ResourceError
 from vlmtrain import exports
 from vlmtrain.backends import transformers as backend
@@ -238,14 +239,14 @@ def test_an_empty_folder_may_be_written_to(lora_run, out) -> None:
     assert export_run(lora_run, out, check_rows=2)["parity"]["rows"] == 2
 
 
-def test_rows_to_check_on_have_to_be_known(lora_run, out, made, build) -> None:
+def test_rows_to_check_on_have_to_be_known(lora_run, out, build) -> None:
     with pytest.raises(ConfigError, match="--data is missing"):
         export_run(lora_run / "adapter", out)
     assert not out.exists()
-    report = export_run(lora_run / "adapter", out, data=build([made.row(i) for i in range(3)]))
+    report = export_run(lora_run / "adapter", out, data=build([make_row(i) for i in range(3)]))
     assert report["parity"]["rows"] == 3
     with pytest.raises(DataError, match="no rows to check the export on"):
-        export_run(lora_run, out / "other", data=made.folder(out.parent / "empty", {"train": []}))
+        export_run(lora_run, out / "other", data=write_folder(out.parent / "empty", {"train": []}))
 
 
 def test_an_export_carries_its_card(merged, lora_run) -> None:

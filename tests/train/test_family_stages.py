@@ -8,22 +8,18 @@ import shutil
 import pytest
 from transformers import GenerationConfig
 
+import family_stages
 from vlmdata.families import FAMILIES
 from vlmtrain.processors import load_chat_format, load_processor
 from vlmtrain.source import find_model
 
 
-@pytest.fixture(scope="module")
-def script(load_benchmark):
-    return load_benchmark("family_stages")
-
-
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_goes_through_all_stages(name, script, tiny, colours, tmp_path) -> None:
-    stages = script.run_stages(tiny(name), colours, tmp_path, backend="transformers", load_in="32bit")
+def test_a_family_goes_through_all_stages(name, tiny, colours, tmp_path) -> None:
+    stages = family_stages.run_stages(tiny(name), colours, tmp_path, backend="transformers", load_in="32bit")
     found = dict(stages)
     assert [stage for stage in found if not found[stage]["ok"]] == [], found
-    assert list(found) == [stage for stage in script.STAGES if stage != "losses"]
+    assert list(found) == [stage for stage in family_stages.STAGES if stage != "losses"]
     assert found["check"]["longest_row_tokens"] > 20
     losses = found["fit"]["losses"]
     assert len(losses) == 4
@@ -55,7 +51,7 @@ OWN_TEMPLATE = """\
 {% endif %}"""
 
 
-def test_a_model_of_no_known_family_goes_through_all_stages(script, tiny, colours, tmp_path, capsys) -> None:
+def test_a_model_of_no_known_family_goes_through_all_stages(tiny, colours, tmp_path, capsys) -> None:
     model = shutil.copytree(tiny("llava-1.5"), tmp_path / "model")
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     # LLaVA on another language model has another template, and is none of the families
@@ -63,7 +59,7 @@ def test_a_model_of_no_known_family_goes_through_all_stages(script, tiny, colour
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (model / "chat_template.jinja").write_text(OWN_TEMPLATE, encoding="utf-8")
     assert find_model(str(model)).family is None
-    found = dict(script.run_stages(model, colours, tmp_path / "out", backend="transformers", load_in="32bit"))
+    found = dict(family_stages.run_stages(model, colours, tmp_path / "out", backend="transformers", load_in="32bit"))
     assert [stage for stage in found if not found[stage]["ok"]] == [], found
     said = capsys.readouterr().out
     assert "(family unknown)" in said

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from made_rows import make_conversation, make_row, turn
 from vlmdata.families import FAMILIES, get_family
 from vlmdata.shards import open_folder
 from vlmtrain.backends import transformers as backend
@@ -61,10 +62,10 @@ def test_what_is_foreseen_is_what_autograd_finds(name, load, chat_of, colours) -
         assert all(f".{block}." in each for each in idle), (reason, idle)
 
 
-def test_rows_without_pictures_leave_layers_idle_that_only_pictures_pass(load, chat_of, made, build) -> None:
-    words = made.conversation(1, [made.turn("user", "Hello?"), made.turn("assistant", "Yes.")])
+def test_rows_without_pictures_leave_layers_idle_that_only_pictures_pass(load, chat_of, build) -> None:
+    words = make_conversation(1, [turn("user", "Hello?"), turn("assistant", "Yes.")])
     family, chat = get_family("qwen2.5-vl"), chat_of("qwen2.5-vl")
-    lengths = measure_lengths(open_folder(build([made.row(0), words])).split("train"), chat, family)
+    lengths = measure_lengths(open_folder(build([make_row(0), words])).split("train"), chat, family)
     with_pictures = lengths.take(np.array([0]))
     loaded = load("qwen2.5-vl")
     adapter = adapter_of(loaded)

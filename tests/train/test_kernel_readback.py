@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+import kernel_readback
 
 # What inductor of torch 2.11 makes of the gradient of a normalised head, shortened: the product with the weight is
 # written in 32 bit while it is summed up, and read back once the sum is known.
@@ -55,14 +55,8 @@ def triton_red_norm(
 """
 
 
-@pytest.fixture(scope="module")
-def script(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
-    pytest.importorskip("triton")
-    return load_benchmark("kernel_readback")
-
-
 def test_wide_rows_are_read_back_by_threads_that_did_not_write_them(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "made.py").write_text(KERNEL, encoding="utf-8")
     for options, verdict in (
@@ -70,19 +64,21 @@ def test_wide_rows_are_read_back_by_threads_that_did_not_write_them(
         (["--channels", "256", "128"], "same threads"),
     ):
         monkeypatch.setattr(sys, "argv", ["kernel_readback.py", str(tmp_path), *options])
-        script.main()
+        kernel_readback.main()
         out = capsys.readouterr().out
         assert out.count("%out_ptr0 is read") == 1
         assert verdict in out
         assert "1 of 1 looped kernels" in out
 
 
-def test_a_barrier_between_is_seen(script: ModuleType) -> None:
-    [(_, _, buffer, writer, reader, waits)] = script.compare_layouts(KERNEL.replace("# BARRIER", "tl.debug_barrier()"))
+def test_a_barrier_between_is_seen() -> None:
+    [(_, _, buffer, writer, reader, waits)] = kernel_readback.compare_layouts(
+        KERNEL.replace("# BARRIER", "tl.debug_barrier()")
+    )
     assert (buffer, waits) == ("%out_ptr0", True)
     assert writer != reader
 
 
-def test_kernels_that_read_nothing_back_are_passed_over(script: ModuleType) -> None:
-    assert script.reads_back(KERNEL)
-    assert not script.reads_back(KERNEL.replace("tl.store(out_ptr0", "tl.store(out_ptr1"))
+def test_kernels_that_read_nothing_back_are_passed_over() -> None:
+    assert kernel_readback.reads_back(KERNEL)
+    assert not kernel_readback.reads_back(KERNEL.replace("tl.store(out_ptr0", "tl.store(out_ptr1"))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from made_rows import make_conversation, make_row, turn, write_folder
 from vlmdata.errors import ConfigError
 from vlmtrain.launch import in_group, launch
 from vlmtrain.processes import claim_device
@@ -189,25 +190,23 @@ SETTINGS = {"backend": "transformers", "max_steps": 4, "lr": 1e-2, "batch_size":
 
 
 @pytest.fixture(scope="module")
-def work(made, tiny, tmp_path_factory) -> Path:
+def work(tiny, tmp_path_factory) -> Path:
     """Rows of one and two answers, with and without pictures, and a model whose last vision layer is idle."""
     folder = tmp_path_factory.mktemp("group")
-    train = [made.row(i, turns=1 + (i % 3 == 0), images=1) for i in range(20)]
-    train += [
-        made.conversation(i, [made.turn("user", "Hello?"), made.turn("assistant", "Yes.")]) for i in range(20, 24)
-    ]
-    made.folder(folder / "data", {"train": train, "val": [made.row(100 + i, turns=1 + 2 * (i % 2)) for i in range(5)]})
+    train = [make_row(i, turns=1 + (i % 3 == 0), images=1) for i in range(20)]
+    train += [make_conversation(i, [turn("user", "Hello?"), turn("assistant", "Yes.")]) for i in range(20, 24)]
+    write_folder(folder / "data", {"train": train, "val": [make_row(100 + i, turns=1 + 2 * (i % 2)) for i in range(5)]})
     settings = SETTINGS | {"data": "data", "model": str(tiny("llava-1.6")), "eval_metrics": ["exact_match", "cer"]}
     (folder / "fit.yaml").write_text(json.dumps(settings), encoding="utf-8")
     return folder
 
 
 @pytest.fixture(scope="module")
-def work_of_pictures(made, tiny_qwen, tmp_path_factory) -> Path:
+def work_of_pictures(tiny_qwen, tmp_path_factory) -> Path:
     """The same where each row has pictures and each layer a gradient."""
     folder = tmp_path_factory.mktemp("group-of-pictures")
-    train = [made.row(i, turns=1 + (i % 3 == 0), images=1 + i % 2) for i in range(24)]
-    made.folder(folder / "data", {"train": train, "val": [made.row(100 + i) for i in range(5)]})
+    train = [make_row(i, turns=1 + (i % 3 == 0), images=1 + i % 2) for i in range(24)]
+    write_folder(folder / "data", {"train": train, "val": [make_row(100 + i) for i in range(5)]})
     settings = SETTINGS | {"data": "data", "model": str(tiny_qwen), "eval_metrics": ["exact_match", "cer"]}
     (folder / "fit.yaml").write_text(json.dumps(settings), encoding="utf-8")
     return folder

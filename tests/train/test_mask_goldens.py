@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from made_rows import make_conversation, turn
 from vlmdata.families import FAMILIES
 from vlmdata.shards import open_folder
 from vlmtrain.collator import VisionCollator
@@ -21,9 +22,8 @@ from vlmtrain.rows import open_rows
 GOLDENS = Path(__file__).parent / "goldens"
 
 
-def conversation(made, family, *, system: bool):
+def conversation(family, *, system: bool):
     """Two pictures in the first turn, another in the second where the family takes one there, and line breaks."""
-    turn = made.turn
     later = None if family.keeps_image_places and family.name != "llama3.2-vision" else "(no picture)"
     messages = [
         *([turn("system", "Answer in one word,\nwithout a full stop.")] if system else []),
@@ -33,14 +33,14 @@ def conversation(made, family, *, system: bool):
         turn("assistant", "No"),
     ]
     images = sum(part["type"] == "image" for message in messages for part in message["content"])
-    return made.conversation(0, messages, [(60, 90), (120, 60), (56, 56)][:images])
+    return make_conversation(0, messages, [(60, 90), (120, 60), (56, 56)][:images])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_masked_text_is_the_one_that_was_read(name, chat_of, made, build) -> None:
+def test_the_masked_text_is_the_one_that_was_read(name, chat_of, build) -> None:
     family, chat = FAMILIES[name], chat_of(name)
     system = family.system_with_images and name not in ("pixtral", "llava-1.5", "llava-1.6")
-    folder = build([conversation(made, family, system=system)])
+    folder = build([conversation(family, system=system)])
     row = open_rows(open_folder(folder).split("train"))[0]
     shown = []
     for last_turn_only in (False, True):

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from made_rows import make_row
 from vlmdata.errors import ConfigError, DataError, MissingDependencyError
 from vlmtrain import val_loss
 from vlmtrain.early_stop import evaluations_since_best, is_out_of_patience
@@ -161,8 +162,8 @@ def test_the_direction_is_the_metrics(settings) -> None:
         ({"val_split": "dev"}, "--val-split dev"),
     ],
 )
-def test_what_needs_a_val_split_says_so(values, option, settings, made, build) -> None:
-    data = build([made.row(i) for i in range(3)], empty=[])
+def test_what_needs_a_val_split_says_so(values, option, settings, build) -> None:
+    data = build([make_row(i) for i in range(3)], empty=[])
     with pytest.raises(DataError, match=rf"{option} needs? rows in a split '\w+', and there are none; the splits are"):
         fit(settings(data=data, **values))
 

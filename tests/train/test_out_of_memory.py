@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from made_rows import make_conversation, turn
 from vlmdata.errors import ResourceError
 from vlmdata.families import FAMILIES
 from vlmdata.shards import open_folder
@@ -25,14 +26,14 @@ QWEN = ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
 
 
 @pytest.fixture
-def dataset(made, build) -> list[dict[str, Any]]:
+def dataset(build) -> list[dict[str, Any]]:
     """Rows of unlike lengths: one without a picture, one with two."""
-    ask, answer = made.turn("user", None, "Which?"), made.turn("assistant", "red")
+    ask, answer = turn("user", None, "Which?"), turn("assistant", "red")
     rows = [
-        made.conversation(0, [ask, answer], [(56, 56)]),
-        made.conversation(1, [made.turn("user", "Which word is it?"), answer]),
-        made.conversation(2, [made.turn("user", None, None, "Same?"), answer], [(56, 56), (84, 56)], "blue"),
-        made.conversation(3, [made.turn("user", None, "Which one?"), answer], [(56, 84)], "green"),
+        make_conversation(0, [ask, answer], [(56, 56)]),
+        make_conversation(1, [turn("user", "Which word is it?"), answer]),
+        make_conversation(2, [turn("user", None, None, "Same?"), answer], [(56, 56), (84, 56)], "blue"),
+        make_conversation(3, [turn("user", None, "Which one?"), answer], [(56, 84)], "green"),
     ]
     return list(open_rows(open_folder(build(rows)).split("train")))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from made_rows import make_conversation, turn
 from vlmdata.errors import DataError
 from vlmdata.families import FAMILIES
 from vlmdata.shards import open_folder
@@ -19,8 +20,7 @@ def words(messages) -> int:
     return sum(10 if part["type"] == "image" else len(part["text"].split()) for part in parts)
 
 
-def test_whole_turns_go_before_words(made) -> None:
-    turn = made.turn
+def test_whole_turns_go_before_words() -> None:
     conversation = [turn("user", None, "a b"), turn("assistant", "c d e"), turn("user", "f"), turn("assistant", "g h")]
     assert shorten_conversation(conversation, words, 18) == (conversation, False)
     assert shorten_conversation(conversation, words, 17) == (conversation[:2], False)
@@ -31,8 +31,7 @@ def test_whole_turns_go_before_words(made) -> None:
     assert conversation[1]["content"][0]["text"] == "c d e"
 
 
-def test_a_picture_is_never_dropped_with_its_turn(made) -> None:
-    turn = made.turn
+def test_a_picture_is_never_dropped_with_its_turn() -> None:
     conversation = [turn("user", "a"), turn("assistant", "b"), turn("user", None, "c"), turn("assistant", "d e")]
     shorter, cut = shorten_conversation(conversation, words, 14)
     assert cut
@@ -41,14 +40,13 @@ def test_a_picture_is_never_dropped_with_its_turn(made) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-vl", "gemma3", "pixtral"])
-def test_shortened_rows_fit_and_still_end(name, chat_of, made, build) -> None:
+def test_shortened_rows_fit_and_still_end(name, chat_of, build) -> None:
     chat, family = chat_of(name), FAMILIES[name]
-    turn = made.turn
     long_answer = "one two three four five six seven " * 12
     rows = [
-        made.conversation(0, [turn("user", None, "Which?"), turn("assistant", "red")], [(56, 56)]),
-        made.conversation(1, [turn("user", None, "Which?"), turn("assistant", long_answer)], [(56, 56)]),
-        made.conversation(
+        make_conversation(0, [turn("user", None, "Which?"), turn("assistant", "red")], [(56, 56)]),
+        make_conversation(1, [turn("user", None, "Which?"), turn("assistant", long_answer)], [(56, 56)]),
+        make_conversation(
             2,
             [
                 *(turn("user", None, "Which?"), turn("assistant", "red")),
@@ -81,8 +79,8 @@ def test_shortened_rows_fit_and_still_end(name, chat_of, made, build) -> None:
     assert limit - checked.lengths.tokens[1] < 12
 
 
-def test_what_cannot_be_shortened_is_refused(chat_of, made, build) -> None:
-    row = made.conversation(0, [made.turn("user", None, "Which?"), made.turn("assistant", "red")], [(56, 56)])
+def test_what_cannot_be_shortened_is_refused(chat_of, build) -> None:
+    row = make_conversation(0, [turn("user", None, "Which?"), turn("assistant", "red")], [(56, 56)])
     folder = build([row])
     config = DataConfig(data=folder, max_length=8, over_long="truncate")
     with pytest.raises(DataError, match="pictures and questions alone take more than --max-length 8"):

@@ -12,7 +12,9 @@ from vlmtrain.speed.patch_products import embed_patches_by_products
 
 
 @pytest.mark.parametrize(("family", "layers"), [("qwen2-vl", 1), ("qwen2.5-vl", 1), ("qwen3-vl", 1), ("gemma3", 0)])
-def test_a_product_embeds_as_the_convolution_does(family: str, layers: int, tiny: Any) -> None:
+def test_a_product_embeds_as_the_convolution_does(
+    family: str, layers: int, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(tiny(family))
@@ -31,5 +33,6 @@ def test_a_product_embeds_as_the_convolution_does(family: str, layers: int, tiny
 
     before = run()
     assert embed_patches_by_products(model) == layers == len(embedding)
+    monkeypatch.delattr(torch.nn.Conv3d, "forward")
     for a, b in zip(before, run(), strict=True):
         assert (a - b).abs().max() <= 1e-5 * a.abs().max()

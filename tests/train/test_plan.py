@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from made_rows import make_row, write_folder
 from vlmdata.errors import ConfigError, DataError
 from vlmtrain.config import AdapterConfig, OptimizerConfig
 from vlmtrain.plan import make_plan
@@ -34,7 +35,7 @@ def test_a_config_alone_is_enough(config_file: Path) -> None:
     assert (made.workload.image_tokens, made.workload.patches) == (972, 3888)
     assert (made.workload.step.tokens, made.workload.step.patches) == (2 * 1228, 2 * 3888)
     assert made.steps == 125
-    words = describe_plan(made)
+    words = describe_plan()
     assert "4.07 B parameters" in words
     assert "41.1 M of them are trained" in words
     assert "take 16bit with checkpointing " in words
@@ -90,7 +91,7 @@ def test_a_set_gives_its_longest_rows(colours: Path, tiny_qwen: Path, chat_of) -
     assert made.workload.step.patches == sum(sorted(lengths.patches.tolist())[-2:])
     # 56 x 56 px are 4 x 4 patches, and four of them a token
     assert (lengths.patches == 4 * lengths.image_tokens).all()
-    assert "24 of " in describe_plan(made)
+    assert "24 of " in describe_plan()
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
@@ -101,8 +102,8 @@ def test_a_broken_file_of_the_models_is_one_line(name: str, config_file: Path, t
         plan(tmp_path)
 
 
-def test_a_split_without_rows_cannot_be_planned_for(made, tiny_qwen: Path, tmp_path: Path) -> None:
-    folder = made.folder(tmp_path / "set", {"train": [made.row(1)], "val": []})
+def test_a_split_without_rows_cannot_be_planned_for(tiny_qwen: Path, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set", {"train": [make_row(1)], "val": []})
     with pytest.raises(DataError, match="split 'val' has no rows to plan for"):
         plan(tiny_qwen, data=folder, train_split="val")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from made_rows import make_conversation, turn, write_folder
 from vlmdata.errors import ConfigError, DataError
 from vlmdata.families import FAMILIES
 from vlmdata.shards import open_folder
@@ -29,9 +30,9 @@ def chat(chat_of):
     return chat_of("qwen2.5-vl")
 
 
-def one_turn(made, index: int, answer: str, question: str = "Which?"):
-    messages = [made.turn("user", None, question), made.turn("assistant", answer)]
-    return made.conversation(index, messages, [(56, 56)])
+def one_turn(index: int, answer: str, question: str = "Which?"):
+    messages = [turn("user", None, question), turn("assistant", answer)]
+    return make_conversation(index, messages, [(56, 56)])
 
 
 def test_a_good_split_is_described(colours, chat) -> None:
@@ -46,7 +47,7 @@ def test_a_good_split_is_described(colours, chat) -> None:
     assert words.endswith("the foreseen lengths of 16 random rows are the processor's")
 
 
-def test_rows_without_a_learned_token_are_refused(made, build, chat) -> None:
+def test_rows_without_a_learned_token_are_refused(build, chat) -> None:
     # the template changed after its markers were read
     processor = copy(chat.processor)
     processor.chat_template = (
@@ -54,15 +55,15 @@ def test_rows_without_a_learned_token_are_refused(made, build, chat) -> None:
         "{% for p in m.content %}{{ '<|image_pad|>' if p.type == 'image' else p.text }}{% endfor %}<|im_end|>\n"
         "{% endfor %}"
     )
-    rows = [one_turn(made, i, "red") for i in range(3)]
+    rows = [one_turn(i, "red") for i in range(3)]
     with pytest.raises(DataError) as caught:
         check(build(rows), dataclasses.replace(chat, processor=processor))
     assert "3 of 3 rows have no token that carries loss (rows 0, 1, 2)" in str(caught.value)
     assert "the marker '<|im_start|>assistant\\n' was not found in them" in str(caught.value)
 
 
-def test_over_long_rows_are_refused_or_left_out(made, build, chat) -> None:
-    rows = [one_turn(made, i, "red", "Which? " * (60 if i in (1, 3) else 1)) for i in range(5)]
+def test_over_long_rows_are_refused_or_left_out(build, chat) -> None:
+    rows = [one_turn(i, "red", "Which? " * (60 if i in (1, 3) else 1)) for i in range(5)]
     folder = build(rows)
     longest = int(check(folder, chat).lengths.tokens.max())
     with pytest.raises(DataError) as caught:
@@ -80,14 +81,14 @@ def test_over_long_rows_are_refused_or_left_out(made, build, chat) -> None:
         check(folder, chat, max_length=5, over_long="drop")
 
 
-def test_many_rows_are_named_by_the_first_three(made, build, chat) -> None:
+def test_many_rows_are_named_by_the_first_three(build, chat) -> None:
     with pytest.raises(DataError, match=r"5 of 5 rows .*\(rows 0, 1, 2, …; the longest"):
-        check(build([one_turn(made, i, "red") for i in range(5)]), chat, max_length=10)
+        check(build([one_turn(i, "red") for i in range(5)]), chat, max_length=10)
 
 
-def test_an_empty_split_is_refused(made, build, chat) -> None:
+def test_an_empty_split_is_refused(build, chat) -> None:
     with pytest.raises(DataError, match="split 'val' has no rows"):
-        check(build([one_turn(made, 0, "red")], val=[]), chat, split="val")
+        check(build([one_turn(0, "red")], val=[]), chat, split="val")
 
 
 ENDLESS = "{% for m in messages %}### {{ m.role }}:\n{% for p in m.content %}"
@@ -115,12 +116,11 @@ def test_answers_that_nothing_ends_are_refused(colours, chat_of) -> None:
         ("llama3.2-vision", "text before an image in a turn: in Llama 3.2 Vision it never attends to that image"),
     ],
 )
-def test_rows_that_the_family_cannot_represent_are_refused(family, words, made, build, chat_of) -> None:
-    turn = made.turn
+def test_rows_that_the_family_cannot_represent_are_refused(family, words, build, chat_of) -> None:
     rows = [
-        made.conversation(0, [turn("user", None, "Which?"), turn("assistant", "red")], [(56, 56)]),
-        made.conversation(1, [turn("user", "Left", None), turn("assistant", "red")], [(56, 56)]),
-        made.conversation(2, [turn("user", "Left", None, "right", None), turn("assistant", "red")], [(56, 56)] * 2),
+        make_conversation(0, [turn("user", None, "Which?"), turn("assistant", "red")], [(56, 56)]),
+        make_conversation(1, [turn("user", "Left", None), turn("assistant", "red")], [(56, 56)]),
+        make_conversation(2, [turn("user", "Left", None, "right", None), turn("assistant", "red")], [(56, 56)] * 2),
     ]
     folder = build(rows)
     with pytest.raises(DataError) as caught:
@@ -130,10 +130,9 @@ def test_rows_that_the_family_cannot_represent_are_refused(family, words, made, 
     check(folder, chat_of("gemma3"), "gemma3")
 
 
-def test_a_system_turn_beside_an_image_is_the_templates_to_refuse(made, build, chat_of) -> None:
-    turn = made.turn
+def test_a_system_turn_beside_an_image_is_the_templates_to_refuse(build, chat_of) -> None:
     messages = [turn("system", "Be brief."), turn("user", None, "Which?"), turn("assistant", "red")]
-    folder = build([made.conversation(0, messages, [(56, 56)])])
+    folder = build([make_conversation(0, messages, [(56, 56)])])
     with pytest.raises(DataError, match=r"row 0: the model's chat template refuses a conversation: .*system messages"):
         check(folder, chat_of("llama3.2-vision"), "llama3.2-vision")
     # newer templates of the family take it
@@ -152,21 +151,21 @@ def test_padding_with_the_end_token_is_refused(colours, chat_of) -> None:
     assert "generation stops at '<|im_end|>', which is also the padding token" in str(caught.value)
 
 
-def test_a_turn_that_melts_into_its_marker_is_refused(made, tmp_path, chat) -> None:
+def test_a_turn_that_melts_into_its_marker_is_refused(tmp_path, chat) -> None:
     # as in the vocabulary of the real model
     processor = deepcopy(chat.processor)
     processor.tokenizer.add_tokens(["\n\n"])
     chat = read_chat_format(processor, family_markers=chat.markers)
-    several = [made.turn("user", None, "Which?"), made.turn("assistant", "\nred")]
-    several += [made.turn("user", "Sure?"), made.turn("assistant", "Yes.")]
-    rows = [one_turn(made, 0, "red"), one_turn(made, 1, "red"), made.conversation(2, several, [(56, 56)])]
+    several = [turn("user", None, "Which?"), turn("assistant", "\nred")]
+    several += [turn("user", "Sure?"), turn("assistant", "Yes.")]
+    rows = [one_turn(0, "red"), one_turn(1, "red"), make_conversation(2, several, [(56, 56)])]
     with pytest.raises(DataError, match="another number of answers than there are assistant turns") as caught:
-        check(made.folder(tmp_path / "several", {"train": rows}), chat)
+        check(write_folder(tmp_path / "several", {"train": rows}), chat)
     assert "in 1 of 3 rows" in str(caught.value)
     assert "(rows 2): a turn begins with a line break that melts into the marker" in str(caught.value)
-    rows[1] = one_turn(made, 1, "\nred")
+    rows[1] = one_turn(1, "\nred")
     with pytest.raises(DataError, match=r"1 of 3 rows have no token that carries loss \(rows 1\)"):
-        check(made.folder(tmp_path / "one", {"train": rows}), chat)
+        check(write_folder(tmp_path / "one", {"train": rows}), chat)
 
 
 def test_the_collator_is_held_to_what_was_foreseen(colours, chat) -> None:
@@ -191,8 +190,8 @@ def test_the_collator_is_held_to_what_was_foreseen(colours, chat) -> None:
         check_collator(collate, checked, chat, last_turn_only=True)
 
 
-def test_the_longest_row_goes_through_the_collator(made, build, chat) -> None:
-    rows = [one_turn(made, i, "red", "Which? " * (1 + 30 * (i == 9))) for i in range(12)]
+def test_the_longest_row_goes_through_the_collator(build, chat) -> None:
+    rows = [one_turn(i, "red", "Which? " * (1 + 30 * (i == 9))) for i in range(12)]
     checked = check(build(rows), chat)
     seen = []
     collate = VisionCollator(chat, dtype=torch.float32)
@@ -207,10 +206,10 @@ def test_the_longest_row_goes_through_the_collator(made, build, chat) -> None:
     assert len(seen) == 5
 
 
-def test_a_masked_row_for_the_eye(made, build, chat) -> None:
-    several = [made.turn("user", None, None, "Which?"), made.turn("assistant", "red")]
-    several += [made.turn("user", "Sure?"), made.turn("assistant", "Yes.")]
-    checked = check(build([made.conversation(0, several, [(56, 56), (84, 56)])]), chat)
+def test_a_masked_row_for_the_eye(build, chat) -> None:
+    several = [turn("user", None, None, "Which?"), turn("assistant", "red")]
+    several += [turn("user", "Sure?"), turn("assistant", "Yes.")]
+    checked = check(build([make_conversation(0, several, [(56, 56), (84, 56)])]), chat)
     batch = VisionCollator(chat, dtype=torch.float32)([checked.rows[0]])
     shown = show_masked_row(batch["input_ids"][0].tolist(), batch["labels"][0].tolist(), chat)
     assert shown == (
@@ -228,10 +227,10 @@ def test_a_masked_row_that_ends_with_what_is_learned(chat_of) -> None:
     assert show_masked_row(ids, labels, chat) == "<s>[INST]Which?[/INST]⟦red</s>⟧"
 
 
-def test_sizes_that_the_processor_changes_are_told(made, build, chat_of) -> None:
+def test_sizes_that_the_processor_changes_are_told(build, chat_of) -> None:
     sizes = [(60, 60), (60, 60), (56, 84), (500, 100)]
-    turns = [made.turn("user", None, "Which?"), made.turn("assistant", "red")]
-    folder = build([made.conversation(index, turns, [size]) for index, size in enumerate(sizes)])
+    turns = [turn("user", None, "Which?"), turn("assistant", "red")]
+    folder = build([make_conversation(index, turns, [size]) for index, size in enumerate(sizes)])
     words = check(folder, chat_of("qwen2.5-vl")).describe()
     assert "3 of 4 pictures are rounded to multiples of 28 px by the processor" in words
     assert "(2 from 60x60 to 56x56, 1 from 500x100 to 504x112 px)" in words
@@ -240,21 +239,21 @@ def test_sizes_that_the_processor_changes_are_told(made, build, chat_of) -> None
     assert "4 of 4 pictures are stretched to 896x896 px" in words
 
 
-def test_a_text_that_spells_the_image_token_is_refused(made, build, chat) -> None:
-    rows = [one_turn(made, 0, "red"), one_turn(made, 1, "red", question="What is <|image_pad|>?")]
+def test_a_text_that_spells_the_image_token_is_refused(build, chat) -> None:
+    rows = [one_turn(0, "red"), one_turn(1, "red", question="What is <|image_pad|>?")]
     with pytest.raises(
         DataError, match=r"in 1 of 2 rows \(rows 1\) the rendered text holds more or fewer image placeh"
     ):
         check(build(rows), chat)
 
 
-def test_lengths_that_the_processor_does_not_make_are_refused(made, build, chat, monkeypatch) -> None:
+def test_lengths_that_the_processor_does_not_make_are_refused(build, chat, monkeypatch) -> None:
     from vlmtrain.image_tokens import ImageTokenCounter
 
     count = ImageTokenCounter.__call__
     monkeypatch.setattr(ImageTokenCounter, "__call__", lambda self, *size: count(self, *size) + 1)
     with pytest.raises(ConfigError, match=r"row 0 of train: the processor makes \d+ tokens of it, \d+ were foreseen"):
-        check(build([one_turn(made, 0, "red")]), chat)
+        check(build([one_turn(0, "red")]), chat)
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((9, 0), torch.bfloat16)])

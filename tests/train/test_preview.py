@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from made_rows import make_conversation, make_row, turn, write_folder
 from vlmdata.errors import ConfigError
 from vlmdata.families import FAMILIES
 from vlmtrain.masks import mask_labels
@@ -18,12 +19,11 @@ from vlmtrain.preview_config import PreviewConfig
 HOSTILE = '<script>alert(1)</script> & "quotes" <img src=x onerror=alert(2)> 日本 🙂'
 
 
-def test_hostile_texts_are_shown_not_run(made, build, tiny_qwen, tmp_path: Path) -> None:
-    turn = made.turn
+def test_hostile_texts_are_shown_not_run(build, tiny_qwen, tmp_path: Path) -> None:
     rows = [
-        made.conversation(0, [turn("user", None, HOSTILE), turn("assistant", HOSTILE)], [(60, 60)]),
-        made.conversation(1, [turn("user", "2+2?"), turn("assistant", "4")]),
-        *(made.row(index) for index in range(2, 6)),
+        make_conversation(0, [turn("user", None, HOSTILE), turn("assistant", HOSTILE)], [(60, 60)]),
+        make_conversation(1, [turn("user", "2+2?"), turn("assistant", "4")]),
+        *(make_row(index) for index in range(2, 6)),
     ]
     out = tmp_path / "pages" / "rows.html"
     config = PreviewConfig(data=build(rows), model=str(tiny_qwen), out=out, rows=4)
@@ -42,9 +42,8 @@ def test_hostile_texts_are_shown_not_run(made, build, tiny_qwen, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-vl", "gemma3", "pixtral", "llava-1.6", "llama3.2-vision"])
-def test_runs_are_the_whole_row_in_order(name, chat_of, made) -> None:
+def test_runs_are_the_whole_row_in_order(name, chat_of) -> None:
     chat = chat_of(name)
-    turn = made.turn
     messages = [turn("user", f"Is it {HOSTILE}?"), turn("assistant", f"Ja:\n\n{HOSTILE}"), turn("user", "Why?")]
     messages.append(turn("assistant", "No idea. " * 60))
     ids = chat.processor.tokenizer(chat.render(messages), add_special_tokens=False)["input_ids"]
@@ -65,13 +64,13 @@ def test_no_rows_are_refused() -> None:
         PreviewConfig(data=Path(), model="m", rows=0)
 
 
-def test_nothing_is_said_twice(colours, tiny_qwen, made, tmp_path) -> None:
+def test_nothing_is_said_twice(colours, tiny_qwen, tmp_path) -> None:
     config = PreviewConfig(data=colours, model=str(tiny_qwen), out=tmp_path / "p.html", rows=3)
     write_preview(config)
     page = config.out.read_text(encoding="utf-8")
     assert "3 are shown: the longest, the shortest, and others by --seed." in page
-    row = made.row(0) | {"id": "made:0"}
-    made.folder(tmp_path / "one", {"train": [row]})
+    row = make_row(0) | {"id": "made:0"}
+    write_folder(tmp_path / "one", {"train": [row]})
     write_preview(dataclasses.replace(config, data=tmp_path / "one"))
     page = config.out.read_text(encoding="utf-8")
     assert page.count("made:0") == 1

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from made_rows import make_row, turn
 from vlmdata.errors import ConfigError
 from vlmdata.shards import open_folder
 from vlmtrain.cli import main
@@ -34,14 +35,14 @@ def test_losses_are_those_of_the_model(lora_run, colours) -> None:
 
 
 @pytest.fixture
-def planted(made, build):
+def planted(build):
     """Pictures with three wrong answers among twenty, and the ids of these."""
-    rows = [made.row(i) for i in range(200, 220)]
+    rows = [make_row(i) for i in range(200, 220)]
     wrong = {rows[i]["id"]: rows[i] for i in (4, 11, 17)}
     for row in wrong.values():
         own = row["references"][0]
         answer = "green" if own != "green" else "blue"
-        row["messages"][-1] = made.turn("assistant", answer)
+        row["messages"][-1] = turn("assistant", answer)
         row["references"] = [answer]
     return build(rows), wrong
 

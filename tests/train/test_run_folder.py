@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from made_rows import make_row
 from vlmdata.errors import ConfigError, DataError, ResourceError
 from vlmdata.manifest import hash_file
 from vlmdata.options import read_yaml
@@ -129,13 +130,13 @@ def test_a_moved_runs_best_checkpoint_is_found_again(tmp_path) -> None:
     assert json.loads(state.read_text()) == {"best_model_checkpoint": None}
 
 
-def test_a_set_that_was_built_anew_is_not_gone_on_with(settings, made, build, tmp_path) -> None:
-    data = build([made.row(i) for i in range(4)])
+def test_a_set_that_was_built_anew_is_not_gone_on_with(settings, build, tmp_path) -> None:
+    data = build([make_row(i) for i in range(4)])
     run = fit(settings(data=data, max_steps=1))
     inputs = json.loads(run.inputs.read_text())
     assert inputs["data_manifest_sha256"] == hash_file(data / "manifest.json")
     assert inputs["environment"]["packages"]["trl"]
-    build([made.row(i) for i in range(5)])
+    build([make_row(i) for i in range(5)])
     with pytest.raises(DataError, match=r"the set was built anew since the run began \(manifest.json was"):
         fit(settings(data=data, max_steps=1), resume=True)
     # nothing but the finished run's mark is gone

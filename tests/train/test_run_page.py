@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from made_rows import make_conversation, turn, write_folder
 from vlmtrain.config import FitConfig
 from vlmtrain.curves import draw_curves, smooth
 from vlmtrain.training import fit
@@ -20,14 +21,13 @@ SEPARATED = "<b>red</b>\u2028or not"
 
 
 @pytest.fixture(scope="module")
-def reported(made, tiny_qwen, tmp_path_factory):
+def reported(tiny_qwen, tmp_path_factory):
     """A run with a page, on rows whose texts are markup."""
     folder = tmp_path_factory.mktemp("page")
     rows = [
-        made.conversation(i, [made.turn("user", None, HOSTILE), made.turn("assistant", SEPARATED)], [(56, 56)])
-        for i in range(6)
+        make_conversation(i, [turn("user", None, HOSTILE), turn("assistant", SEPARATED)], [(56, 56)]) for i in range(6)
     ]
-    data = made.folder(folder / "<data>", {"train": rows[:4], "val": rows[4:]})
+    data = write_folder(folder / "<data>", {"train": rows[:4], "val": rows[4:]})
     values = {"data": data, "model": str(tiny_qwen), "out": folder / "run<1>", "max_steps": 2, "eval_steps": 1}
     values |= {"backend": "transformers", "batch_size": 2, "grad_accum": 1, "lr": 1e-3}
     return fit(FitConfig.from_values(values))

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from made_rows import make_row
 from vlmdata.errors import DataError
 from vlmdata.shards import open_folder
 from vlmtrain import shard_checks
@@ -17,8 +18,8 @@ def memory(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_shards_are_hashed_once_and_again_when_they_change(made, build) -> None:
-    folder = build([made.row(0)], val=[made.row(1)])
+def test_shards_are_hashed_once_and_again_when_they_change(build) -> None:
+    folder = build([make_row(0)], val=[make_row(1)])
     assert check_shards(open_folder(folder)).startswith("shards: 2 of 2 hashed")
     assert check_shards(open_folder(folder)).startswith("shards: 0 of 2 hashed, 2 known from before")
     shard = next((folder / "train").glob("*.arrow"))
@@ -28,8 +29,8 @@ def test_shards_are_hashed_once_and_again_when_they_change(made, build) -> None:
     assert check_shards(open_folder(folder)).startswith("shards: 2 of 2 hashed")
 
 
-def test_a_changed_byte_is_found_though_the_size_is_the_same(made, build) -> None:
-    folder = build([made.row(0)])
+def test_a_changed_byte_is_found_though_the_size_is_the_same(build) -> None:
+    folder = build([make_row(0)])
     check_shards(open_folder(folder))
     shard = next((folder / "train").glob("*.arrow"))
     content = bytearray(shard.read_bytes())
@@ -40,9 +41,9 @@ def test_a_changed_byte_is_found_though_the_size_is_the_same(made, build) -> Non
             check_shards(open_folder(folder))
 
 
-def test_a_memory_that_cannot_be_written_is_said(made, build, tmp_path, monkeypatch) -> None:
+def test_a_memory_that_cannot_be_written_is_said(build, tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    words = check_shards(open_folder(build([made.row(0)])))
+    words = check_shards(open_folder(build([make_row(0)])))
     assert "cannot be written" in words
     assert words.endswith("they will be hashed again")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from made_rows import make_conversation, turn, write_folder
 from vlmdata.errors import DataError
 from vlmtrain.cli import cli, main
 
@@ -29,9 +30,9 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
 
 
 @pytest.fixture
-def places(colours, made, tiny, tiny_qwen, lora_run, tmp_path) -> dict[str, str]:
+def places(colours, tiny, tiny_qwen, lora_run, tmp_path) -> dict[str, str]:
     """Names in the command lines below, and what they stand for."""
-    text_first = made.conversation(0, [made.turn("user", "Which?", None), made.turn("assistant", "red")], [(56, 56)])
+    text_first = make_conversation(0, [turn("user", "Which?", None), turn("assistant", "red")], [(56, 56)])
     (tmp_path / "unbuilt").mkdir()
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -45,7 +46,7 @@ def places(colours, made, tiny, tiny_qwen, lora_run, tmp_path) -> dict[str, str]
     return {
         "DATA": str(colours),
         "MODEL": str(tiny_qwen),
-        "TEXT_FIRST": str(made.folder(tmp_path / "text-first", {"train": [text_first]})),
+        "TEXT_FIRST": str(write_folder(tmp_path / "text-first", {"train": [text_first]})),
         "LLAVA": str(tiny("llava-1.5")),
         "RUN": str(lora_run),
         "OUT": str(tmp_path / "out"),

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText
 
+from made_rows import make_row
 from vlmdata.errors import ConfigError
 from vlmdata.shards import open_folder
 from vlmtrain.collator import VisionCollator
@@ -150,10 +151,10 @@ def test_rows_are_drawn_once_in_rising_order() -> None:
     assert drawn == sample_indices(1000, 20, seed=1) != sample_indices(1000, 20, seed=2)
 
 
-def test_the_evaluation_loss_is_the_mean_over_all_learned_tokens(settings, tiny_qwen, made, build, chat_of) -> None:
+def test_the_evaluation_loss_is_the_mean_over_all_learned_tokens(settings, tiny_qwen, build, chat_of) -> None:
     # answers of one and of many tokens, in batches that do not divide them evenly
-    val = [made.row(i, turns=1 + 3 * (i % 2)) for i in range(5)]
-    data = build([made.row(i) for i in range(4)], val=val)
+    val = [make_row(i, turns=1 + 3 * (i % 2)) for i in range(5)]
+    data = build([make_row(i) for i in range(4)], val=val)
     run = fit(settings(data=data, max_steps=1, lr=1e-12, batch_size=2))
     model = AutoModelForImageTextToText.from_pretrained(tiny_qwen)
     collate = VisionCollator(chat_of("qwen2.5-vl"), dtype=torch.float32)

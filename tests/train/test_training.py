@@ -13,6 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer
 
+from made_rows import make_conversation, make_row, turn
 from vlmdata.errors import DataError
 from vlmdata.manifest import read_manifest
 from vlmtrain import trainer as trainer_module
@@ -140,8 +141,8 @@ def test_a_checkpoint_of_another_model_is_not_passed_over(settings, stop_at) -> 
         fit(settings(method="full"), resume=True)
 
 
-def test_without_a_val_split_the_last_checkpoint_is_the_result(settings, made, build, capsys) -> None:
-    run = fit(settings(data=build([made.row(i) for i in range(6)]), keep_checkpoints=2))
+def test_without_a_val_split_the_last_checkpoint_is_the_result(settings, build, capsys) -> None:
+    run = fit(settings(data=build([make_row(i) for i in range(6)]), keep_checkpoints=2))
     assert "no rows in a split 'val': no evaluation loss, the last checkpoint is kept" in capsys.readouterr().out
     report = json.loads(run.report.read_text())
     assert (report["best_value"], report["rows"]["val"]) == (None, 0)
@@ -239,16 +240,16 @@ def test_an_adapter_is_trained_on(lora_run, settings, capsys) -> None:
     assert max(float((before[n] - after[n]).abs().max()) for n in before) < 1e-6
 
 
-def test_over_long_rows_are_left_out_where_asked(settings, made, build) -> None:
-    long = made.conversation(6, [made.turn("user", None, "Which? " * 40), made.turn("assistant", "red")], [(56, 56)])
-    data = build([*(made.row(i) for i in range(1, 5)), long])
+def test_over_long_rows_are_left_out_where_asked(settings, build) -> None:
+    long = make_conversation(6, [turn("user", None, "Which? " * 40), turn("assistant", "red")], [(56, 56)])
+    data = build([*(make_row(i) for i in range(1, 5)), long])
     run = fit(settings(data=data, max_length=60, over_long="drop", max_steps=1))
     report = json.loads(run.report.read_text())
     assert (report["rows"]["train"], report["max_length"]) == (4, 60)
 
 
-def test_the_limit_covers_the_longest_row_of_either_split(settings, made, build) -> None:
-    long = made.conversation(6, [made.turn("user", None, "Which? " * 40), made.turn("assistant", "red")], [(56, 56)])
-    prepared = prepare(settings(data=build([made.row(1)], val=[long])))
+def test_the_limit_covers_the_longest_row_of_either_split(settings, build) -> None:
+    long = make_conversation(6, [turn("user", None, "Which? " * 40), turn("assistant", "red")], [(56, 56)])
+    prepared = prepare(settings(data=build([make_row(1)], val=[long])))
     assert prepared.val is not None
     assert prepared.max_length == prepared.val.max_length > prepared.train.max_length

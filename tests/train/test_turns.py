@@ -6,11 +6,9 @@ import functools
 import json
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
-import pytest
+import turns
 
 _STEPPER = """
 import json, sys, time
@@ -24,16 +22,11 @@ for _ in range(steps):
 """
 
 
-@pytest.fixture(scope="module")
-def turns(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
-    return load_benchmark("turns")
-
-
 def count_lines(path: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def test_steps_done_alone_overlap_with_no_other_program(turns: ModuleType, tmp_path: Path) -> None:
+def test_steps_done_alone_overlap_with_no_other_program(tmp_path: Path) -> None:
     outs = [tmp_path / name for name in ("a", "b")]
     programs = [
         turns.Program(
@@ -57,7 +50,7 @@ def test_steps_done_alone_overlap_with_no_other_program(turns: ModuleType, tmp_p
             assert not any(began < start < ended or began < end < ended for start, end in others)
 
 
-def test_a_program_that_fails_does_not_hold_up_the_others(turns: ModuleType, tmp_path: Path) -> None:
+def test_a_program_that_fails_does_not_hold_up_the_others(tmp_path: Path) -> None:
     out = tmp_path / "a"
     common = {"log": tmp_path / "log", "steps": 8}
     good = turns.Program(
@@ -72,7 +65,7 @@ def test_a_program_that_fails_does_not_hold_up_the_others(turns: ModuleType, tmp
     assert bad.process.returncode == 3
 
 
-def test_a_program_that_does_not_get_ready_is_killed(turns: ModuleType, tmp_path: Path) -> None:
+def test_a_program_that_does_not_get_ready_is_killed(tmp_path: Path) -> None:
     out = tmp_path / "a"
     common = {"log": tmp_path / "log", "steps": 20}
     stepper = [sys.executable, "-c", _STEPPER, str(out), "20"]

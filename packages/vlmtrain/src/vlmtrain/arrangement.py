@@ -73,7 +73,8 @@ def arrange(
         ResourceError: Not even one row fits in the GPU's memory.
     """
     has_kernel = _choose_attention(config, loaded, say)
-    embed_patches_by_products(loaded.model)
+    if embed_patches_by_products(loaded.model):
+        say("vision tower: patches are embedded by a matrix product")
     frozen = skip_frozen_vision(loaded.model)
     if frozen:
         say(f"vision tower: frozen, its {len(frozen)} blocks go without a backward pass")

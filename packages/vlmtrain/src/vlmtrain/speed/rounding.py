@@ -1,8 +1,8 @@
 """Lengths of padded batches rounded up, so that the GPU meets few different ones, and none that are known to go wrong.
 
 On GPUs of compute capability 9.0 and above torch prefers cuDNN's attention, which makes a plan for each length it has
-not met: 0.1 s, forward and backward, and 2 to 7 s for the second that a process meets (benchmarks/README.md). Padded
-batches have hundreds of lengths; rounded up, by 1/32 as a rule, there are at most 32 between a length and its double.
+not met: 0.1 s, forward and backward, and a few times in a process seconds (benchmarks/README.md). Padded batches have
+hundreds of lengths; rounded up, by 1/32 as a rule, there are at most 32 between a length and its double.
 
 Lengths that leave 64 over 128 are passed over: with a mask, cuDNN's gradients of queries are no numbers there where all
 scores of a query are far below zero, as some heads of real models have them (pytorch's issue 196678, torch 2.11 on).
