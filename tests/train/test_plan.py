@@ -35,7 +35,7 @@ def test_a_config_alone_is_enough(config_file: Path) -> None:
     assert (made.workload.image_tokens, made.workload.patches) == (972, 3888)
     assert (made.workload.step.tokens, made.workload.step.patches) == (2 * 1228, 2 * 3888)
     assert made.steps == 125
-    words = describe_plan()
+    words = describe_plan(made)
     assert "4.07 B parameters" in words
     assert "41.1 M of them are trained" in words
     assert "take 16bit with checkpointing " in words
@@ -91,7 +91,7 @@ def test_a_set_gives_its_longest_rows(colours: Path, tiny_qwen: Path, chat_of) -
     assert made.workload.step.patches == sum(sorted(lengths.patches.tolist())[-2:])
     # 56 x 56 px are 4 x 4 patches, and four of them a token
     assert (lengths.patches == 4 * lengths.image_tokens).all()
-    assert "24 of " in describe_plan()
+    assert "24 of " in describe_plan(made)
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
