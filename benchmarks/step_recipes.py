@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import re
 import shutil
@@ -30,7 +31,8 @@ class Run:
     """A recipe's run over a set.
 
     Args:
-        recipe: `notebook`, `guide` or `vlmtrain`, the last with options of `vlmtrain fit` behind it.
+        recipe: `notebook`, `guide` or `vlmtrain`, the last with options of `vlmtrain fit` behind it; settings of the
+            environment may come first, as in `PYTHONPATH=OTHER vlmtrain`.
         model: Folder of the model.
         data: Built folder.
         out: Path that its files begin with.
@@ -46,7 +48,9 @@ class Run:
         Path(f"{out}.json").unlink(missing_ok=True)
         for left in (out, Path(f"{out}-adapter")):
             shutil.rmtree(left, ignore_errors=True)
-        name, *self.extra = recipe.split()
+        words = recipe.split()
+        settings = list(itertools.takewhile(lambda word: "=" in word, words))
+        name, *self.extra = words[len(settings) :]
         command, count_steps, self.read = RECIPES[name](self)
         self.load_in = "4bit" if name == "guide" else options.load_in
         self.rows = 4 if name == "guide" else options.batch_size
@@ -62,6 +66,7 @@ class Run:
                 # runs beside each other would write each other's files
                 "UNSLOTH_COMPILE_LOCATION": f"{out}-compiled",
                 "PYTHONUNBUFFERED": "1",
+                **dict(each.split("=", 1) for each in settings),
             },
         )
 

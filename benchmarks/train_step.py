@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import re
 import statistics
 import subprocess
 import time
@@ -37,8 +38,8 @@ def main() -> None:
     helps = f"{', '.join(SHAPES)}; NAME@SIZE is run at that size alone"
     parser.add_argument("--shapes", nargs="+", default=["qwen2.5-vl-3b"], help=helps)
     parser.add_argument("--sizes", nargs="+", default=["512x384", "1000x750"])
-    helps = """notebook, guide, vlmtrain, or vlmtrain with options, as in "vlmtrain --profile-steps 2"; NAME@SIZE is run
-    at that size alone"""
+    helps = """notebook, guide, vlmtrain, or vlmtrain with options, as in "vlmtrain --profile-steps 2"; settings of the
+    environment may come first, as in "PYTHONPATH=OTHER vlmtrain"; NAME@SIZE is run at that size alone"""
     parser.add_argument("--recipes", nargs="+", default=["notebook", "vlmtrain"], help=helps)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--warm-steps", type=int, default=10, help="steps that are not timed: what compiles does so")
@@ -111,7 +112,8 @@ def run_cases(
         for recipe, _, only in (each.partition("@") for each in options.recipes):
             if only not in ("", size):
                 continue
-            slug = f"{shape}-{size}-{options.load_in}-{''.join(recipe.split()).replace('--', '-')}"
+            words = re.sub(r"[^\w.]+", "-", recipe).strip("-")
+            slug = f"{shape}-{size}-{options.load_in}-{words}"
             runs.append(((shape, size), Run(recipe, models[shape], data, options.work / slug, options, gpu=gpu)))
     programs = [run.program for _, run in runs]
     take_turns(
