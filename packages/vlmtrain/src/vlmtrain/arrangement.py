@@ -83,6 +83,11 @@ def arrange(
     plan = choose_batching(config, train.lengths.tokens, model_type, say, has_kernel=has_kernel, rounded=rounded)
     steps = config.optimizer.count_steps(plan.steps)
     compiles, blocks = _choose_compilation(config, backend, loaded, steps, say, frozen=bool(frozen))
+    if compiles or blocks is not None:
+        from vlmtrain.speed.product_sums import add_products_in_place
+
+        add_products_in_place()
+        say("compiled layers: products are added in place")
     arrangement = Arrangement(plan=plan, frozen=frozen)
     if config.speed.loss_on == "supervised" or (config.speed.loss_on == "auto" and backend.NAME == "unsloth"):
         arrangement.score = backend.score_supervised

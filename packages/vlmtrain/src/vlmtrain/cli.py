@@ -20,7 +20,7 @@ from vlmtrain.config import SECTIONS, AdapterConfig, FitConfig, OptimizerConfig
 from vlmtrain.launch import describe_bug, in_group, launch, report_failure, watch_parent
 from vlmtrain.plan_config import PlanConfig
 from vlmtrain.preview_config import PreviewConfig
-from vlmtrain.quiet import quieten_libraries, yield_cores
+from vlmtrain.quiet import mark_compiled_graphs, quieten_libraries, yield_cores
 from vlmtrain.settings import EvalConfig, ExportConfig, GenerateConfig
 from vlmtrain.tiny.options import TinyOptions
 
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with the code that the error, if any, stands for."""
     quieten_libraries()
     yield_cores()
+    mark_compiled_graphs()
     try:
         cli.main(args=arguments, prog_name="vlmtrain", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

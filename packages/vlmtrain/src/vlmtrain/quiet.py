@@ -1,4 +1,4 @@
-"""Keeps the libraries' chatter out of the output, and from the network. Errors still come through."""
+"""The environment that the libraries find when they are imported: no chatter, no network, no spinning, own graphs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 
-__all__ = ["quieten_libraries", "yield_cores"]
+__all__ = ["mark_compiled_graphs", "quieten_libraries", "yield_cores"]
 
 # Deprecations inside torch, and bitsandbytes looking for CPU kernels that nothing here uses.
 _LOGGERS = ("torch.utils._pytree", "bitsandbytes", "torchao")
@@ -35,3 +35,12 @@ def yield_cores() -> None:
     as long.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def mark_compiled_graphs() -> None:
+    """Keeps torch from taking another program's compiled graphs for ours; call before torch is imported.
+
+    Its cache knows the code of a model, and not what inductor was taught besides (`vlmtrain.speed.product_sums`). The
+    number rises when that changes.
+    """
+    os.environ.setdefault("TORCH_COMPILE_CACHE_KEY_TAG", "vlmtrain-1")
