@@ -158,11 +158,11 @@ def test_the_loss_at_supervised_positions_is_the_whole_loss(tokens: int, monkeyp
         head(hidden)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum", ignore_index=IGNORE_INDEX
     )
     expected = torch.autograd.grad(whole, [hidden, head.weight])
-    positions, targets = keep_supervised(labels)
+    positions, kept, targets = keep_supervised(labels)
     assert len(positions) == tokens + 2
-    assert (targets != IGNORE_INDEX).sum() == 3 * tokens
-    kept = sum_of_losses(hidden[:, positions], head, targets)
-    actual = torch.autograd.grad(kept, [hidden, head.weight])
-    torch.testing.assert_close(kept, whole)
+    assert len(kept) == len(targets) == 3 * tokens
+    total = sum_of_losses(hidden[:, positions], head, kept, targets)
+    actual = torch.autograd.grad(total, [hidden, head.weight])
+    torch.testing.assert_close(total, whole)
     for first, second in zip(expected, actual, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)

@@ -22,6 +22,9 @@ __all__ = ["Arrangement", "Batch", "arrange_trainer"]
 
 Batch = dict[str, Any]
 
+_SUPERVISED = "supervised"
+"""Name in a batch of what `keep_supervised` gives."""
+
 
 class ScoreSupervised(Protocol):
     """A backend's way to the last hidden states of some positions, and the head that scores words."""
@@ -77,12 +80,20 @@ class Arrangement:
             return contextlib.nullcontext()
         return packed_language_attention(model, inputs["position_ids"][0])
 
-    def sum_of_losses(self, model: Any, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def sum_of_losses(self, model: Any, inputs: Batch) -> tuple[torch.Tensor, int]:
         """The summed loss of a batch and the number of tokens that it is of; needs `score`."""
         assert self.score is not None
-        positions, targets = keep_supervised(inputs["labels"])
-        hidden, head = self.score(model, {k: v for k, v in inputs.items() if k != "labels"}, positions)
-        return sum_of_losses(hidden, head, targets), (targets != IGNORE_INDEX).sum()
+        inputs = self.find_supervised(inputs)
+        positions, kept, targets = inputs[_SUPERVISED]
+        seen = {name: value for name, value in inputs.items() if name not in ("labels", _SUPERVISED)}
+        hidden, head = self.score(model, seen, positions)
+        return sum_of_losses(hidden, head, kept, targets), len(targets)
+
+    def find_supervised(self, inputs: Batch) -> Batch:
+        """The batch with the positions that carry loss, where they are wanted and not in it already."""
+        if self.score is None or _SUPERVISED in inputs:
+            return inputs
+        return inputs | {_SUPERVISED: keep_supervised(inputs["labels"])}
 
 
 def arrange_trainer(base: type, arrangement: Arrangement) -> type:
@@ -140,7 +151,7 @@ class ArrangedSteps:
             return batches, None
         tokens = sum(batch["input_ids"].numel() for batch in batches)
         items = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
-        counts = torch.tensor([[items, tokens]], device=self.args.device)
+        counts = torch.tensor([[items, tokens]]).to(self.args.device, non_blocking=True)
         if self.args.world_size > 1:
             counts = self.accelerator.gather(counts)
         items_of_all, tokens_of_all = counts.sum(0)
@@ -164,8 +175,15 @@ class ArrangedSteps:
     def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
         """A forward and backward pass; recomputation in the latter needs the same attention as the former."""
         self.arrangement.set_recomputation()
+        inputs = self.arrangement.find_supervised(inputs)
         with self.arrangement.attention(model, inputs):
             return self._base.training_step(model, inputs, *args, **kwargs)
+
+    def _prepare_input(self, data: Any) -> Any:
+        if isinstance(data, torch.Tensor):
+            # the host goes on while a batch is on its way
+            return data.to(self.args.device, non_blocking=True)
+        return self._base._prepare_input(data)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the time of the step to its line."""
