@@ -197,7 +197,8 @@ def test_a_packed_run_learns_the_same_when_memory_runs_out(settings, tmp_path, m
         adapter = load_file(run.weights / "adapter_model.safetensors")
         assert set(adapter) == set(expected)
         for name, weight in expected.items():
-            torch.testing.assert_close(adapter[name], weight, rtol=1e-3, atol=1e-5, msg=name)
+            # a step of AdamW moves a weight by 1e-3 at first, where its gradient is rounding too
+            torch.testing.assert_close(adapter[name], weight, rtol=1e-3, atol=5e-5, msg=name)
         said = capsys.readouterr().out
         assert "ran out with 4 rows at once: going on with 2 at once, the same rows in each optimizer step" in said
         assert said.count("ran out with 2 rows at once: going on with 1") == 1
