@@ -1,4 +1,5 @@
-"""Products added in place by what inductor compiles: the same numbers, and only where nothing reads what was there."""
+"""Products added in place by what inductor compiles: the same numbers, only where nothing reads what was there, and
+whatever torch's cache holds."""
 
 from __future__ import annotations
 
@@ -14,6 +15,13 @@ import pytest
 PROGRAM = """
 import json
 import re
+import sys
+
+from vlmtrain.quiet import mark_compiled_graphs
+
+taught = sys.argv[1] == "taught"
+if taught:
+    mark_compiled_graphs()  # torch reads it when it is imported
 
 import torch
 from torch._inductor.utils import run_and_get_code
@@ -69,23 +77,28 @@ def compare(function):
     return in_place, len(calls) - in_place, apart
 
 
-add_products_in_place()
-add_products_in_place()  # once is enough, twice does no harm
+if taught:
+    add_products_in_place()
+    add_products_in_place()  # once is enough, twice does no harm
 print(json.dumps({each.__name__: compare(each) for each in (mlp, read_later, with_bias, into_an_argument)}))
 """
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, int, float]]:
+    """What a process found that was taught, over the graphs in torch's cache of one that was not."""
     folder = tmp_path_factory.mktemp("products")
     (folder / "program.py").write_text(PROGRAM, encoding="utf-8")
-    # graphs that another process left behind would be taken as they are
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
-    done = subprocess.run(
-        [sys.executable, "program.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+
+    def run(way: str) -> dict[str, tuple[int, int, float]]:
+        command = [sys.executable, "program.py", way]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout)
+
+    assert not any(in_place for in_place, *_ in run("untaught").values())
+    return run("taught")
 
 
 @pytest.mark.parametrize(
