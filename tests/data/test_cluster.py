@@ -25,7 +25,8 @@ from vlmdata.cli import main
 
 ROWS, PICTURES = 2600, 8
 # Every Python process of the cluster runs this first: a picture that kills, and pictures that take their time. A node's
-# worker that has begun with one leaves a file, named after the process of the node that started it.
+# worker that has begun with one leaves a file, named after the process of the node that started it, and goes no further
+# while there is another one that says so.
 CUSTOMIZE = """
 import os, signal, sys, time
 if any("default_worker" in word or "forkserver" in word for word in sys.orig_argv):
@@ -34,8 +35,11 @@ if any("default_worker" in word or "forkserver" in word for word in sys.orig_arg
     def prepare(data, *rest):
         if b"KILL" in data:
             os.kill(os.getpid(), signal.SIGKILL)
-        open(os.path.join(os.path.dirname(__file__), str(os.getppid())), "a").close()
+        begun = os.path.join(os.path.dirname(__file__), str(os.getppid()))
+        open(begun, "a").close()
         time.sleep(0.1)
+        while os.path.exists(begun + ".held"):
+            time.sleep(0.01)
         return real(data, *rest)
     remembered.prepare_pages = prepare
 """
@@ -129,12 +133,17 @@ def test_a_lost_node_costs_nothing(cluster: Any, tmp_path: Path, monkeypatch: py
     [raylet] = node.all_processes["raylet"]
     begun = cluster.begun / str(raylet.process.pid)
     begun.unlink(missing_ok=True)  # by the test before this one
+    held = begun.with_suffix(".held")
+    held.touch()
 
     def kill_node() -> None:
-        """Once it is at its first partition, which takes it a second; idle, it would have nothing to lose."""
+        """While it is at its first partition: idle, it would have nothing to lose."""
         while not begun.exists():
             time.sleep(0.01)
-        cluster.cluster.remove_node(node, allow_graceful=False)
+        try:
+            cluster.cluster.remove_node(node, allow_graceful=False)
+        finally:
+            held.unlink()
 
     monkeypatch.setattr(vlmdata.stage.cluster, "_result", count_lost)
     # so that the row that kills is in the third partition
