@@ -28,6 +28,7 @@ def test_compiled_vision_blocks_train_as_they_are(tmp_path: Path) -> None:
     assert "not compiled" not in done.stdout
     assert done.stdout.count("blocks are compiled") == 1
     assert done.stdout.count("compiled layers: gradients of the first pass have 1.00 times") == 1
+    assert done.stdout.count("compiled layers: products are added in place") == 1
     losses = {}
     for name in ("off", "on"):
         lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines())

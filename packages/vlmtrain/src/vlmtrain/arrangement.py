@@ -86,8 +86,8 @@ def arrange(
     if compiles or blocks is not None:
         from vlmtrain.speed.product_sums import add_products_in_place
 
-        add_products_in_place()
-        say("compiled layers: products are added in place")
+        if add_products_in_place():
+            say("compiled layers: products are added in place")
     arrangement = Arrangement(plan=plan, frozen=frozen)
     if config.speed.loss_on == "supervised" or (config.speed.loss_on == "auto" and backend.NAME == "unsloth"):
         arrangement.score = backend.score_supervised
